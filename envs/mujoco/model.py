@@ -1,0 +1,66 @@
+"""Loads MuJoCo and the tasks' model files, when they are first needed."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import pathlib
+from types import ModuleType
+from typing import Any
+
+_HINT = "pip install 'mujoco>=4' 'gymnasium>=1.1'"
+
+
+@functools.cache
+def import_mujoco() -> ModuleType:
+    """Return the mujoco module, set up not to write `MUJOCO_LOG.TXT`.
+
+    Raises:
+      ImportError: mujoco is missing, or older than its `batch` module.
+    """
+    try:
+        import mujoco
+        import mujoco.batch
+    except ImportError as error:
+        raise ImportError(
+            f"MuJoCo tasks need mujoco 4 or newer: {_HINT} ({error})."
+        ) from error
+    log = mujoco.MjLogConfig.get()
+    log.logto_file = False
+    log.set()
+    return mujoco
+
+
+def _assets() -> pathlib.Path:
+    """Return the folder of model files in the installed gymnasium package."""
+    spec = importlib.util.find_spec("gymnasium")  # finds it without importing it
+    if spec is None or spec.origin is None:
+        raise ImportError(f"MuJoCo tasks use gymnasium's model files: {_HINT}.")
+    return pathlib.Path(spec.origin).parent / "envs" / "mujoco" / "assets"
+
+
+def load(file: str) -> Any:
+    """Return the `mujoco.MjModel` of a file of gymnasium's MuJoCo assets.
+
+    Automatic resets on divergence are switched off: a diverged simulation must show.
+
+    Raises:
+      ImportError: mujoco or gymnasium is missing.
+      FileNotFoundError: gymnasium lacks this file.
+    """
+    mujoco = import_mujoco()
+    path = _assets() / file
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The installed gymnasium has no model {file!r}; update it: {_HINT}."
+        )
+    log = mujoco.MjLogConfig.get()
+    quiet = mujoco.MjLogConfig.get()
+    quiet.logto_console = False  # gymnasium's files use deprecated attributes
+    quiet.set()
+    try:
+        model = mujoco.MjModel.from_xml_path(str(path))
+    finally:
+        log.set()
+    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
+    return model

@@ -1,0 +1,87 @@
+"""What a MuJoCo task is, whichever engine runs it.
+
+A `Task` is one record: model file, frame skip, and four functions of arrays. They
+receive a `Context` (constants and the array namespace: NumPy on the native engine,
+`jax.numpy` elsewhere) and a `Physics` whose arrays have any leading axes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+from envs.mujoco.naming import check_choice
+
+Physics = SimpleNamespace
+"""`qpos [..., nq]`, `qvel [..., nv]` and the derived fields the task asks for.
+
+After a step, derived fields describe the state *before* the last substep, as they do
+in Gymnasium, which reads them from MjData without a forward pass.
+"""
+
+
+class Context(NamedTuple):
+    """What stays constant while a task runs."""
+
+    option: SimpleNamespace
+    """The task's options, all resolved."""
+    model: Any
+    """The `mujoco.MjModel`."""
+    dt: float
+    """Seconds of simulated time per environment step."""
+    qpos: Any
+    """`float64[nq]` the model's initial joint positions."""
+    xp: ModuleType
+    """Array namespace: `numpy` or `jax.numpy`."""
+
+
+class Outcome(NamedTuple):
+    """What a step earned."""
+
+    reward: Any
+    """`[...]`."""
+    terminated: Any
+    """`[...]` bool."""
+    info: Mapping[str, Any]
+    """`[...]` each; scalars worth logging, under Gymnasium's names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One MuJoCo task: everything that an engine must know."""
+
+    name: str
+    model_file: str
+    """File name among the MuJoCo assets of the gymnasium package."""
+    frame_skip: int
+    time_limit: int
+    options: Mapping[str, Any]
+    """Default of every option."""
+    reset: Callable[[Context, Any], tuple[Any, Any]]
+    """`(context, key) -> (qpos, qvel)`: float32 draws of the initial state, in JAX."""
+    observe: Callable[[Context, Physics], Any]
+    """`(context, physics) -> observation [..., O]`."""
+    position: Callable[[Context, Physics], Any]
+    """`(context, physics) -> [..., P]`: what velocities are differences of."""
+    outcome: Callable[[Context, Any, Physics, Any], Outcome]
+    """`(context, position_before [..., P], physics, action [..., A]) -> outcome`."""
+    info: tuple[str, ...] = ()
+    """Names in `Outcome.info`, in their order."""
+    fields: tuple[str, ...] = ()
+    """Derived MjData fields that `observe`, `position` or `outcome` read."""
+    contact_forces: bool = False
+    """Whether Gymnasium calls `mj_rnePostConstraint` for this task's `cfrc_ext`."""
+    camera: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Where `render` looks from: see `draw.Camera`."""
+
+    def resolve(self, options: Mapping[str, Any]) -> SimpleNamespace:
+        """Return all options, `options` replacing defaults.
+
+        Raises:
+          ValueError: an option that the task does not have; names the nearest.
+        """
+        for name in options:
+            check_choice(f"option of {self.name!r}", name, tuple(self.options))
+        return SimpleNamespace(**{**self.options, **options})
