@@ -1,0 +1,403 @@
+"""Checkpoints: the whole state of a run, saved atomically, restored to the bit.
+
+This module is the only door to Orbax. One step is one folder:
+
+    <directory>/<step>/state/          the arrays, as Orbax v1 writes them
+    <directory>/<step>/manifest.json   name, shape and dtype of every leaf, and size
+                                       and CRC-32 of every file
+
+A save is written under a temporary name, flushed to the disk, and renamed; only then
+do older steps go. A crash, a kill or a full disk in the middle therefore leaves every
+step that was there before. A load checks the manifest first, so that a state of other
+shapes or a damaged file is named before a single array is read.
+
+Where several processes (`jax.distributed`) hold one sharded state, all of them call
+`save` and `load`; they must see the same file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import operator
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlx import step_folders
+from rlx.types import PyTree
+
+FORMAT = 1
+"""Version of the layout above; a checkpoint of another version is refused."""
+
+_MANIFEST = "manifest.json"
+_STATE = "state"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message says what to do."""
+
+
+# --------------------------------------------------------------------- public functions
+
+
+def save(
+    directory: str | os.PathLike[str],
+    step: int,
+    state: PyTree,
+    keep: int = 3,
+    metadata: dict[str, Any] | None = None,
+) -> Path:
+    """Save `state` as `step`; return when it is safely on the disk.
+
+    Saving a step that exists replaces it. Of the steps in `directory` the `keep` latest
+    stay, the new one among them.
+
+    Args:
+      directory: where the steps are; made if missing.
+      step: non-negative; no later step may exist (see `keep_steps_up_to`).
+      state: arrays, typed PRNG keys and Python numbers in any pytree.
+      keep: how many steps stay, at least 1.
+      metadata: JSON values kept beside the state, read back by `read_metadata`.
+
+    Returns:
+      The folder of the step.
+
+    Raises:
+      CheckpointError: disk full, no permission, a later step exists, a leaf that is
+        no array; what was there before is still there.
+    """
+    root, step = Path(directory), operator.index(step)
+    if step < 0 or keep < 1:
+        raise CheckpointError(f"save needs step >= 0 and keep >= 1, got {step}, {keep}")
+    later = [s for s in steps(root) if s > step]
+    if later:
+        raise CheckpointError(
+            f"{root}: step {step} would come before step {later[-1]}, which is there "
+            "already: save elsewhere, or call checkpoint.keep_steps_up_to first"
+        )
+    leaves = _named_leaves(state)
+    temporary, final = root / f"{step_folders.TEMPORARY}{step}", root / str(step)
+    try:
+        if jax.process_index() == 0:
+            root.mkdir(parents=True, exist_ok=True)
+            step_folders.clear_leftovers(root)
+            temporary.mkdir()
+        _write_arrays(temporary / _STATE, leaves)
+        if jax.process_index() == 0:
+            _write_manifest(temporary, step, leaves, metadata or {})
+            step_folders.commit(temporary, final)
+            step_folders.prune(root, keep)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(_why_not_saved(root, step, error)) from error
+    finally:
+        if jax.process_index() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+    _barrier(f"rlx checkpoint saved {step}")
+    return final
+
+
+def load(
+    directory: str | os.PathLike[str], like: PyTree, step: int | None = None
+) -> PyTree:
+    """Return the state saved as `step`, every leaf equal to the bit.
+
+    Args:
+      directory: where the steps are.
+      like: a state of the same structure: arrays, or `jax.eval_shape` of what makes
+        them. A leaf that carries a committed sharding comes back with it; any other
+        lies on the default device, uncommitted, as fresh arrays do (so that a program
+        compiled before still fits). NumPy leaves and Python numbers come back as such.
+      step: None for the latest.
+
+    Returns:
+      A pytree of the structure of `like`. Arrays are strongly typed.
+
+    Raises:
+      CheckpointError: nothing there, other shapes, damaged files, another format.
+    """
+    root = Path(directory)
+    step = _existing_step(root, step)
+    manifest, targets = _sound_manifest(root, step), _named_leaves(like)
+    _check_fit(root, step, manifest["leaves"], targets)
+    saved = {entry["name"]: entry for entry in manifest["leaves"]}
+    try:
+        arrays = _read_arrays(step_folders.find(root)[step] / _STATE, saved, targets)
+    except Exception as error:
+        reason = _one_line(error)
+        raise CheckpointError(
+            f"{root}: step {step} cannot be read ({reason}); {_advice(root, step)}"
+        ) from error
+    restored = [
+        _place(arrays.get(saved[name]["key"]), saved[name], target)
+        for name, target in targets.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), restored)
+
+
+def steps(directory: str | os.PathLike[str]) -> list[int]:
+    """Return the completely saved steps, ascending; none if there is no directory."""
+    return sorted(step_folders.find(Path(directory)))
+
+
+def latest(directory: str | os.PathLike[str]) -> int | None:
+    """Return the last completely saved step, or None."""
+    return max(step_folders.find(Path(directory)), default=None)
+
+
+def intact_steps(directory: str | os.PathLike[str]) -> list[int]:
+    """Return the steps whose files still have the size and checksum they were given."""
+    root, intact = Path(directory), []
+    for step, folder in sorted(step_folders.find(root).items()):
+        with contextlib.suppress(CheckpointError):
+            manifest = _read_manifest(root, step)
+            if manifest and not step_folders.damage(folder, manifest["files"]):
+                intact.append(step)
+    return intact
+
+
+def keep_steps_up_to(directory: str | os.PathLike[str], step: int) -> None:
+    """Delete the steps after `step`, so that a run can go on from `step`."""
+    for later, folder in step_folders.find(Path(directory)).items():
+        if later > step:
+            step_folders.delete(folder)
+
+
+def read_metadata(
+    directory: str | os.PathLike[str], step: int | None = None
+) -> dict[str, Any]:
+    """Return the `metadata` that `save` was given; `step=None` is the latest."""
+    root = Path(directory)
+    return _sound_manifest(root, _existing_step(root, step))["metadata"]
+
+
+# --------------------------------------------------------------------- leaves and names
+
+
+def _named_leaves(tree: PyTree) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    named = {jax.tree_util.keystr(path) or "state": leaf for path, leaf in leaves}
+    for name, leaf in named.items():
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float):
+            raise CheckpointError(
+                f"state{name} is a {type(leaf).__name__}, which no checkpoint holds: "
+                "a state is made of arrays"
+            )
+    return named
+
+
+def _dtype(leaf: Any) -> np.dtype:
+    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _signature(leaf: Any) -> str:
+    """`float32[8,3]`: what must agree between a checkpoint and a run."""
+    if not hasattr(leaf, "dtype"):
+        return type(leaf).__name__
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _describe(index: int, name: str, leaf: Any) -> dict[str, Any]:
+    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return {
+        "name": name,
+        "key": str(index),
+        "is": _signature(leaf),
+        "prng": str(jax.random.key_impl(leaf)) if _is_key(leaf) else None,
+        "shape": list(np.shape(data)),
+    }
+
+
+def _check_fit(root: Path, step: int, saved: list[dict], targets: dict) -> None:
+    there = {entry["name"]: entry["is"] for entry in saved}
+    here = {name: _signature(leaf) for name, leaf in targets.items()}
+    wrong = [
+        f"state{name} is {there.get(name, 'absent')} there and "
+        f"{here.get(name, 'absent')} here"
+        for name in [*here, *(n for n in there if n not in here)]
+        if there.get(name) != here.get(name)
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 2} more)" if len(wrong) > 2 else ""
+        raise CheckpointError(
+            f"{root}: step {step} is of another run: {'; '.join(wrong[:2])}{more}; use "
+            "the method, configuration, environment and seeds it was saved with"
+        )
+
+
+# ------------------------------------------------------------------------ Orbax, arrays
+
+
+def _context() -> Any:
+    from orbax.checkpoint import v1 as ocp
+
+    context = ocp.Context()
+    # Directories made in the background leave threads that wait for minutes after a
+    # failed save; made first, a failure is final at once.
+    context.async_options.create_directories_asynchronously = False
+    return context
+
+
+def _write_arrays(path: Path, leaves: dict[str, Any]) -> None:
+    """Write the leaves that hold anything; Orbax refuses empty arrays."""
+    from orbax.checkpoint import v1 as ocp
+
+    arrays = {str(i): _raw(leaf) for i, leaf in enumerate(leaves.values())}
+    arrays = {key: array for key, array in arrays.items() if np.size(array)}
+    if arrays:
+        with _context():
+            ocp.save(path.absolute(), arrays)
+
+
+def _raw(leaf: Any) -> Any:
+    """Return key data for keys, host arrays for all that this process holds whole."""
+    if _is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return leaf
+    return np.asarray(leaf)
+
+
+def _read_arrays(path: Path, saved: dict, targets: dict) -> dict[str, Any]:
+    """Read host arrays, and global arrays where a target spans several processes."""
+    from orbax.checkpoint import v1 as ocp
+
+    abstract = {}
+    for name, target in targets.items():
+        entry, shape = saved[name], tuple(saved[name]["shape"])
+        if 0 not in shape:
+            dtype = np.uint32 if entry["prng"] else _dtype(target)
+            sharding = getattr(target, "sharding", None)
+            if sharding is None or sharding.is_fully_addressable:
+                abstract[entry["key"]] = np.empty(shape, dtype)
+            else:
+                struct = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+                abstract[entry["key"]] = struct
+    if not abstract:
+        return {}
+    with _context():
+        return ocp.load(path.absolute(), abstract)
+
+
+def _place(value: Any, entry: dict[str, Any], target: Any) -> Any:
+    """Turn what was read into a leaf of the kind, and at the place, of `target`."""
+    if value is None:  # an empty array, which needs no file
+        dtype = np.uint32 if entry["prng"] else _dtype(target)
+        value = np.empty(tuple(entry["shape"]), dtype)
+    if not hasattr(target, "dtype"):
+        return type(target)(value.item())
+    if isinstance(target, np.ndarray | np.generic):
+        return value if isinstance(target, np.ndarray) else value[()]
+    # A copy: memory shared with NumPy could not be donated.
+    array = value if isinstance(value, jax.Array) else jnp.array(value)
+    if entry["prng"]:
+        array = jax.random.wrap_key_data(array, impl=entry["prng"])
+    sharding = getattr(target, "sharding", None)
+    if sharding is None or not getattr(target, "committed", True):
+        return array
+    return jax.device_put(array, sharding)
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+# ------------------------------------------------------------- manifests and messages
+
+
+def _existing_step(root: Path, step: int | None) -> int:
+    there = steps(root)
+    if not root.is_dir():
+        raise CheckpointError(
+            f"{root}: no such directory; give the path of a saved run"
+        )
+    if not there:
+        raise CheckpointError(f"{root}: holds no checkpoint; train first")
+    if step is not None and step not in there:
+        raise CheckpointError(f"{root}: no step {step}; there are {there}")
+    return there[-1] if step is None else int(step)
+
+
+def _write_manifest(folder: Path, step: int, leaves: dict, metadata: dict) -> None:
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "jax": jax.__version__,
+        "metadata": metadata,
+        "leaves": [_describe(i, *item) for i, item in enumerate(leaves.items())],
+        "files": step_folders.inventory(folder),
+    }
+    (folder / _MANIFEST).write_text(json.dumps(manifest) + "\n")
+    step_folders.flush(*folder.rglob("*"), folder)
+
+
+def _read_manifest(root: Path, step: int) -> dict[str, Any] | None:
+    """Return the manifest; None where it is missing or cut off.
+
+    Raises:
+      CheckpointError: the manifest is whole, but of another format.
+    """
+    try:
+        manifest = json.loads((step_folders.find(root)[step] / _MANIFEST).read_text())
+        version = manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{root}: step {step} is in checkpoint format {version}, this rlx reads "
+            f"{FORMAT}: use the rlx that wrote it"
+        )
+    return manifest
+
+
+def _sound_manifest(root: Path, step: int) -> dict[str, Any]:
+    manifest = _read_manifest(root, step)
+    if manifest is None:
+        problem = f"is damaged: no readable {_MANIFEST}"
+    else:
+        problem = step_folders.damage(step_folders.find(root)[step], manifest["files"])
+    if manifest is None or problem:
+        raise CheckpointError(f"{root}: step {step} {problem}; {_advice(root, step)}")
+    return manifest
+
+
+def _advice(root: Path, step: int) -> str:
+    intact = [other for other in intact_steps(root) if other != step]
+    folder = step_folders.find(root)[step]
+    if intact:
+        return f"the last intact step is {intact[-1]}: delete {folder} to go on from it"
+    return f"no other step is intact: delete {folder} and train again"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _why_not_saved(root: Path, step: int, error: Exception) -> str:
+    there = steps(root)
+    kept = f"; step {there[-1]} is still there" if there else ""
+    cause: BaseException | None = error
+    while cause is not None:
+        code = getattr(cause, "errno", None)
+        if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(cause):
+            return (
+                f"{root}: no space left on the disk for step {step}{kept}: free some, "
+                "then resume"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return f"{root}: step {step} cannot be saved ({_one_line(error)}){kept}"
