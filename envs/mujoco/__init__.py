@@ -1,9 +1,9 @@
 """MuJoCo tasks with Gymnasium-v5 semantics, as pure functions.
 
 `make("hopper")` gives an `Env` whose `reset` and `step` work inside `jit`, `scan` and
-nested `vmap`. One definition of each task (`task.py`, `locomotion.py`,
-`manipulation.py`, `balance.py`) serves every engine; `native` runs MuJoCo's C code on
-the CPU. Importing this package imports neither mujoco nor gymnasium.
+nested `vmap`. One definition of each task (`task.py`; `planar.py`, `legged.py`,
+`reaching.py`, `pendulum.py`) serves every engine; `native` runs MuJoCo's C code on the
+CPU. Importing this package imports neither mujoco nor gymnasium.
 """
 
 from __future__ import annotations

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from envs.mujoco import locomotion
+from envs.mujoco import legged, pendulum, planar, reaching
 from envs.mujoco.naming import check_choice
 from envs.mujoco.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (*locomotion.TASKS,)}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for module in (planar, legged, reaching, pendulum)
+    for task in module.TASKS
+}
 
 
 def lookup(name: str) -> Task:

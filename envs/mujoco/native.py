@@ -14,10 +14,11 @@ that training detects, where MuJoCo alone would reset the simulation and go on.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import queue
-from collections.abc import Mapping
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,9 +39,8 @@ class State:
     """Everything that one environment is: arrays, to be saved and loaded whole."""
 
     physics: jax.Array
-    """`uint32[n, 2]` float64 bits: the head of MuJoCo's integration state."""
-    position: jax.Array
-    """`uint32[P, 2]` float64 bits: what the next step's velocity is measured from."""
+    """`uint32[n + P, 2]` float64 bits: the head of MuJoCo's integration state, then
+    the task's position, from which the next step's velocity is measured."""
     step: jax.Array
     """`int32[]` steps since the reset."""
 
@@ -53,16 +53,16 @@ def make(
 
     def reset(key: jax.Array) -> tuple[State, jax.Array]:
         """Draw an initial state: `(key) -> (state, observation)`."""
-        physics, position, observation = engine.reset(key)
-        return State(physics, position, jnp.int32(0)), observation
+        physics, observation = engine.reset(key)
+        return State(physics, jnp.int32(0)), observation
 
     def step(state: State, action: jax.Array, key: Any = None) -> tuple[State, Step]:
         """Advance by one control step; the physics is deterministic, no key used."""
         del key
-        physics, position, values = engine.step(state, action)
+        physics, values = engine.step(state.physics, action)
         count = state.step + 1
         cut = jnp.bool_(False) if time_limit is None else count >= time_limit
-        return State(physics, position, count), Step(truncated=cut, **values)
+        return State(physics, count), engine.read(values, cut)
 
     return Env(reset, step, _spec(engine, time_limit), engine.render)
 
@@ -98,13 +98,11 @@ class Engine:
             qpos=model.qpos0.copy(),
             xp=np,
         )
-        simulator = Simulator(task, self.context, 1)
-        physics, position, observation = simulator.reset(
+        rows, observation = Simulator(task, self.context, 1).reset(
             model.qpos0[None], np.zeros((1, model.nv))
         )
-        self._physics = jax.ShapeDtypeStruct((*physics.shape[1:], 2), jnp.uint32)
-        self._position = jax.ShapeDtypeStruct((*position.shape[1:], 2), jnp.uint32)
         self.observation_size = observation.shape[-1]
+        self._physics = jax.ShapeDtypeStruct((rows.shape[-1], 2), jnp.uint32)
 
     @functools.cached_property
     def threads(self) -> int:
@@ -117,34 +115,47 @@ class Engine:
 
     # ------------------------------------------------------------- seen by JAX
 
-    def reset(self, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return `(physics, position, observation)` of a new episode."""
+    def reset(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return `(physics, observation)` of a new episode."""
         c = self.context._replace(xp=jnp)
         qpos, qvel = self.task.reset(c, key)
-        if self.task.fields:
+        p = self._after_reset(c, qpos, qvel)
+        if p is None:
             return self._call_reset(qpos, qvel)
         # Nothing here needs MuJoCo: time, activations and warm start are zero.
-        rest = self._physics.shape[0] - 1 - qpos.shape[0] - qvel.shape[0]
-        row = jnp.concatenate([jnp.zeros(1), qpos, qvel, jnp.zeros(rest)])
-        p = Physics(qpos=qpos, qvel=qvel)
-        position = bits.widen(self.task.position(c, p))
-        return bits.widen(row), position, self.task.observe(c, p)
+        position = self.task.position(c, p)
+        rest = self._physics.shape[0] - 1 - sum(map(len, (qpos, qvel, position)))
+        row = [jnp.zeros(1), qpos, qvel, jnp.zeros(rest), position]
+        return bits.widen(jnp.concatenate(row)), self.task.observe(c, p)
 
-    def _call_reset(self, qpos: jax.Array, qvel: jax.Array) -> tuple[jax.Array, ...]:
+    def _after_reset(
+        self, c: Context, qpos: jax.Array, qvel: jax.Array
+    ) -> Physics | None:
+        """Return what MuJoCo's forward pass would, where that is known without it."""
+        if not self.task.fields:
+            return Physics(qpos=qpos, qvel=qvel)
+        if self.task.after_reset is None:
+            return None
+        return self.task.after_reset(c, qpos, qvel)
+
+    def _call_reset(
+        self, qpos: jax.Array, qvel: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         _ = self.threads
-        observation = jax.ShapeDtypeStruct((self.observation_size,), jnp.float32)
         return jax.pure_callback(
             self._host_reset,
-            (self._physics, self._position, observation),
-            qpos,
-            qvel,
+            (
+                self._physics,
+                jax.ShapeDtypeStruct((self.observation_size,), jnp.float32),
+            ),
+            jnp.concatenate([qpos, qvel]),
             vmap_method="broadcast_all",
         )
 
     def step(
-        self, state: State, action: jax.Array
-    ) -> tuple[jax.Array, jax.Array, Mapping[str, Any]]:
-        """Return `(physics, position, fields of Step)` after one control step."""
+        self, physics: jax.Array, action: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return `(physics, values)` one control step later; `read` reads values."""
         _ = self.threads
         size = self.context.model.nu
         if jnp.shape(action) != (size,):
@@ -152,73 +163,63 @@ class Engine:
                 f"{self.task.name!r} takes actions of shape ({size},), got "
                 f"{jnp.shape(action)}; use jax.vmap for a batch of environments."
             )
+        action = jax.lax.bitcast_convert_type(
+            jnp.asarray(action, jnp.float32), jnp.uint32
+        )
         width = self.observation_size + 2 + len(self.task.info)
-        values = jax.ShapeDtypeStruct((width,), jnp.float32)
-        physics, position, values = jax.pure_callback(
+        # One argument: each costs tens of microseconds on its way to the host.
+        return jax.pure_callback(
             self._host_step,
-            (self._physics, self._position, values),
-            state.physics,
-            state.position,
-            jnp.asarray(action, jnp.float32),
+            (self._physics, jax.ShapeDtypeStruct((width,), jnp.float32)),
+            jnp.concatenate([physics.reshape(-1), action]),
             vmap_method="broadcast_all",
         )
-        observation = values[: self.observation_size]
-        reward, terminated, *rest = values[self.observation_size :]
-        info = dict(zip(self.task.info, rest, strict=True))
-        return (
-            physics,
-            position,
-            {
-                "observation": observation,
-                "reward": reward,
-                "terminated": terminated > 0,
-                "info": info,
-            },
+
+    def read(self, values: jax.Array, truncated: jax.Array) -> Step:
+        """Return the `Step` that `values` describe."""
+        size = self.observation_size
+        return Step(
+            observation=values[:size],
+            reward=values[size],
+            terminated=values[size + 1] > 0,
+            truncated=truncated,
+            info=dict(zip(self.task.info, values[size + 2 :], strict=True)),
         )
 
     # ----------------------------------------- on the host: NumPy only, no JAX calls
 
-    def _host_reset(self, qpos: Any, qvel: Any) -> tuple[np.ndarray, ...]:
-        qpos, qvel = np.asarray(qpos, np.float64), np.asarray(qvel, np.float64)
-        lead = qpos.shape[:-1]
-        simulator = self._check_out()
-        try:
-            physics, position, observation = simulator.reset(
-                qpos.reshape(-1, qpos.shape[-1]), qvel.reshape(-1, qvel.shape[-1])
-            )
-        finally:
-            self._idle.put(simulator)
-        return (
-            bits.pack(physics).reshape(*lead, -1, 2),
-            bits.pack(position).reshape(*lead, -1, 2),
-            observation.astype(np.float32).reshape(*lead, -1),
-        )
+    def _host_reset(self, joints: Any) -> tuple[np.ndarray, np.ndarray]:
+        joints = np.asarray(joints, np.float64)
+        lead = joints.shape[:-1]
+        joints = joints.reshape(-1, joints.shape[-1])
+        nq = self.context.model.nq
+        with self._simulator() as simulator:
+            rows, observation = simulator.reset(joints[:, :nq], joints[:, nq:])
+        observation = observation.astype(np.float32)
+        return bits.pack(rows).reshape(*lead, -1, 2), observation.reshape(*lead, -1)
 
-    def _host_step(
-        self, physics: Any, position: Any, action: Any
-    ) -> tuple[np.ndarray, ...]:
-        action = np.asarray(action)
-        lead = action.shape[:-1]
-        rows = bits.unpack(np.asarray(physics)).reshape(-1, self._physics.shape[0])
-        before = bits.unpack(np.asarray(position)).reshape(-1, self._position.shape[0])
-        simulator = self._check_out()
-        try:
-            rows, before, values = simulator.step(
-                rows, before, action.reshape(-1, action.shape[-1])
-            )
-        finally:
-            self._idle.put(simulator)
-        return (
-            bits.pack(rows).reshape(*lead, -1, 2),
-            bits.pack(before).reshape(*lead, -1, 2),
-            values.reshape(*lead, -1),
-        )
+    def _host_step(self, words: Any) -> tuple[np.ndarray, np.ndarray]:
+        words = np.asarray(words)
+        lead = words.shape[:-1]
+        words = words.reshape(-1, words.shape[-1])
+        size = 2 * self._physics.shape[0]
+        action = np.ascontiguousarray(words[:, size:]).view(np.float32)
+        rows = np.ascontiguousarray(words[:, :size]).view(np.float64)
+        with self._simulator() as simulator:
+            rows, values = simulator.step(rows, action)
+        return bits.pack(rows).reshape(*lead, -1, 2), values.reshape(*lead, -1)
 
-    def _check_out(self) -> Simulator:
+    @contextlib.contextmanager
+    def _simulator(self) -> Iterator[Simulator]:
+        """Check out a simulator that no other thread uses."""
         try:
-            return self._idle.get_nowait()
+            simulator = self._idle.get_nowait()
         except queue.Empty:
-            return Simulator(self.task, self.context, self.threads)
+            simulator = Simulator(self.task, self.context, self.threads)
+        try:
+            yield simulator
+        finally:
+            self._idle.put(simulator)
 
     # ----------------------------------------------------------------------- render
 

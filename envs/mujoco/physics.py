@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from envs.mujoco.datapool import DataPool
 from envs.mujoco.model import import_mujoco
 from envs.mujoco.task import Context, Physics, Task
 
 
 class _Buffers(NamedTuple):
-    """A `mujoco.batch.Batch` and live views of its rows."""
+    """A `mujoco.batch.Batch` or a `DataPool`, and live views of its rows."""
 
     batch: Any
     head: np.ndarray
@@ -43,8 +44,12 @@ class Simulator:
 
     def _make(self, size: int) -> _Buffers:
         mujoco, model = import_mujoco(), self._context.model
-        batch = mujoco.batch.Batch(model, size, min(self._threads, size))
-        batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE)
+        threads, fields = min(self._threads, size), self._task.fields
+        if self._task.contact_forces:
+            batch = DataPool(model, size, threads, fields)
+        else:
+            batch = mujoco.batch.Batch(model, size, threads)
+            batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE)
         state, warning = mujoco.mjtState, mujoco.mjtWarning
         head = mujoco.mj_stateSize(
             model,
@@ -56,7 +61,7 @@ class Simulator:
             | state.mjSTATE_WARMSTART.value,
         )
         first, last = warning.mjWARN_BADQPOS.value, warning.mjWARN_BADQACC.value
-        names = ("qpos", "qvel", *self._task.fields)
+        names = ("qpos", "qvel", *fields)
         return _Buffers(
             batch=batch,
             head=batch.state[:, :head],
@@ -67,8 +72,11 @@ class Simulator:
 
     def reset(
         self, qpos: np.ndarray, qvel: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return `(physics [B, n], position [B, P], observation [B, O])`, float64."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return `(rows, observation)`, float64 `[B, n + P]` and `[B, O]`.
+
+        A row is the head of the integration state, then the task's position.
+        """
         task, c = self._task, self._context
         buffers = self._get(len(qpos))
         p = buffers.physics
@@ -76,51 +84,45 @@ class Simulator:
         buffers.ctrl[:] = 0
         p.qpos[:], p.qvel[:] = qpos, qvel
         buffers.batch.forward()
-        return buffers.head.copy(), task.position(c, p).copy(), task.observe(c, p)
+        rows = np.concatenate([buffers.head, task.position(c, p)], axis=-1)
+        return rows, task.observe(c, p)
 
     def step(
-        self, physics: np.ndarray, position: np.ndarray, action: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self, rows: np.ndarray, action: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Advance every row by one control step.
 
         Args:
-          physics: `float64[B, n]`.
-          position: `float64[B, P]`.
+          rows: `float64[B, n + P]`, as `reset` gave them.
           action: `float32[B, A]`.
 
         Returns:
-          `(physics, position, values)`: values are `float32[B, O + 2 + I]`, the
-          observation, the reward, terminated (0 or 1) and the task's info.
+          `(rows, values)`: values are `float32[B, O + 2 + I]`, the observation, the
+          reward, terminated (0 or 1) and the task's info. A row that diverged is NaN,
+          but for terminated, which is 1.
         """
         task, c = self._task, self._context
-        buffers = self._get(len(physics))
+        buffers = self._get(len(rows))
         head, p = buffers.head, buffers.physics
-        sane = np.isfinite(physics).all(-1) & np.isfinite(action).all(-1)
-        head[:] = physics
+        before = rows[:, head.shape[-1] :]
+        sane = np.isfinite(rows).all(-1) & np.isfinite(action).all(-1)
+        head[:] = rows[:, : head.shape[-1]]
         buffers.ctrl[:] = action
         buffers.warning[:] = 0
         buffers.batch.step(None if sane.all() else sane, nstep=task.frame_skip)
         sane &= np.isfinite(head).all(-1) & ~buffers.warning.any(-1)
         with np.errstate(all="ignore"):  # rows that diverged are overwritten below
             observation = task.observe(c, p)
-            reward, terminated, info = task.outcome(c, position, p, action)
-            position = task.position(c, p)
+            reward, terminated, info = task.outcome(c, before, p, action)
+            rows = np.concatenate([head, task.position(c, p)], axis=-1)
         size = observation.shape[-1]
-        values = np.empty((len(head), size + 2 + len(task.info)), np.float32)
+        values = np.empty((len(rows), size + 2 + len(task.info)), np.float32)
         values[:, :size] = observation
         values[:, size], values[:, size + 1] = reward, terminated
         for i, name in enumerate(task.info, size + 2):
             values[:, i] = info[name]
-        return _blank(~sane, head, position, values, terminated=size + 1)
-
-
-def _blank(
-    bad: np.ndarray, *arrays: np.ndarray, terminated: int
-) -> tuple[np.ndarray, ...]:
-    """Copy the arrays; NaN in the rows that are `bad`, which also end the episode."""
-    arrays = tuple(array.copy() for array in arrays)
-    if bad.any():
-        for array in arrays:
-            array[bad] = np.nan
-        arrays[-1][bad, terminated] = 1
-    return arrays
+        if not sane.all():
+            rows[~sane] = np.nan
+            values[~sane] = np.nan
+            values[~sane, size + 1] = 1
+        return rows, values

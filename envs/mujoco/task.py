@@ -71,6 +71,12 @@ class Task:
     """Names in `Outcome.info`, in their order."""
     fields: tuple[str, ...] = ()
     """Derived MjData fields that `observe`, `position` or `outcome` read."""
+    after_reset: Callable[[Context, Any, Any], Physics | None] | None = None
+    """`(context, qpos, qvel) -> physics` of a reset that needs no forward pass.
+
+    None, or a function that returns None: the engine runs MuJoCo's forward pass. Tasks
+    without derived fields never need one.
+    """
     contact_forces: bool = False
     """Whether Gymnasium calls `mj_rnePostConstraint` for this task's `cfrc_ext`."""
     camera: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -85,3 +91,20 @@ class Task:
         for name in options:
             check_choice(f"option of {self.name!r}", name, tuple(self.options))
         return SimpleNamespace(**{**self.options, **options})
+
+
+def joints(c: Context, qpos: Any, qvel: Any, skip: int) -> Any:
+    """Positions (without the first `skip`, unless asked for) and velocities."""
+    if c.option.exclude_current_positions_from_observation:
+        qpos = qpos[..., skip:]
+    return c.xp.concatenate([qpos, qvel], axis=-1)
+
+
+def within(value: Any, bounds: tuple[float, float]) -> Any:
+    """Whether `value` lies strictly between the bounds, elementwise."""
+    return (bounds[0] < value) & (value < bounds[1])
+
+
+def nowhere(c: Context, p: Physics) -> Any:
+    """Return an empty position, for tasks whose reward contains no velocity."""
+    return p.qpos[..., :0]
