@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rlx import step_folders
+from rlx import leaves, step_folders
+from rlx.step_folders import CheckpointError as CheckpointError
 from rlx.types import PyTree
 
 FORMAT = 1
@@ -38,10 +38,6 @@ FORMAT = 1
 
 _MANIFEST = "manifest.json"
 _STATE = "state"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message says what to do."""
 
 
 # --------------------------------------------------------------------- public functions
@@ -82,16 +78,16 @@ def save(
             f"{root}: step {step} would come before step {later[-1]}, which is there "
             "already: save elsewhere, or call checkpoint.keep_steps_up_to first"
         )
-    leaves = _named_leaves(state)
+    named = leaves.named(state)
     temporary, final = root / f"{step_folders.TEMPORARY}{step}", root / str(step)
     try:
         if jax.process_index() == 0:
             root.mkdir(parents=True, exist_ok=True)
             step_folders.clear_leftovers(root)
             temporary.mkdir()
-        _write_arrays(temporary / _STATE, leaves)
+        _write_arrays(temporary / _STATE, named)
         if jax.process_index() == 0:
-            _write_manifest(temporary, step, leaves, metadata or {})
+            _write_manifest(temporary, step, named, metadata or {})
             step_folders.commit(temporary, final)
             step_folders.prune(root, keep)
     except CheckpointError:
@@ -126,8 +122,13 @@ def load(
     """
     root = Path(directory)
     step = _existing_step(root, step)
-    manifest, targets = _sound_manifest(root, step), _named_leaves(like)
-    _check_fit(root, step, manifest["leaves"], targets)
+    manifest, targets = _sound_manifest(root, step), leaves.named(like)
+    misfit = leaves.misfit(manifest["leaves"], targets)
+    if misfit:
+        raise CheckpointError(
+            f"{root}: step {step} is of another run: {misfit}; use the method, "
+            "configuration, environment and seeds it was saved with"
+        )
     saved = {entry["name"]: entry for entry in manifest["leaves"]}
     try:
         arrays = _read_arrays(step_folders.find(root)[step] / _STATE, saved, targets)
@@ -137,7 +138,7 @@ def load(
             f"{root}: step {step} cannot be read ({reason}); {_advice(root, step)}"
         ) from error
     restored = [
-        _place(arrays.get(saved[name]["key"]), saved[name], target)
+        leaves.place(arrays.get(saved[name]["key"]), saved[name], target)
         for name, target in targets.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(like), restored)
@@ -179,64 +180,6 @@ def read_metadata(
     return _sound_manifest(root, _existing_step(root, step))["metadata"]
 
 
-# --------------------------------------------------------------------- leaves and names
-
-
-def _named_leaves(tree: PyTree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    named = {jax.tree_util.keystr(path) or "state": leaf for path, leaf in leaves}
-    for name, leaf in named.items():
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float):
-            raise CheckpointError(
-                f"state{name} is a {type(leaf).__name__}, which no checkpoint holds: "
-                "a state is made of arrays"
-            )
-    return named
-
-
-def _dtype(leaf: Any) -> np.dtype:
-    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-
-
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _signature(leaf: Any) -> str:
-    """`float32[8,3]`: what must agree between a checkpoint and a run."""
-    if not hasattr(leaf, "dtype"):
-        return type(leaf).__name__
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
-def _describe(index: int, name: str, leaf: Any) -> dict[str, Any]:
-    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    return {
-        "name": name,
-        "key": str(index),
-        "is": _signature(leaf),
-        "prng": str(jax.random.key_impl(leaf)) if _is_key(leaf) else None,
-        "shape": list(np.shape(data)),
-    }
-
-
-def _check_fit(root: Path, step: int, saved: list[dict], targets: dict) -> None:
-    there = {entry["name"]: entry["is"] for entry in saved}
-    here = {name: _signature(leaf) for name, leaf in targets.items()}
-    wrong = [
-        f"state{name} is {there.get(name, 'absent')} there and "
-        f"{here.get(name, 'absent')} here"
-        for name in [*here, *(n for n in there if n not in here)]
-        if there.get(name) != here.get(name)
-    ]
-    if wrong:
-        more = f" (and {len(wrong) - 2} more)" if len(wrong) > 2 else ""
-        raise CheckpointError(
-            f"{root}: step {step} is of another run: {'; '.join(wrong[:2])}{more}; use "
-            "the method, configuration, environment and seeds it was saved with"
-        )
-
-
 # ------------------------------------------------------------------------ Orbax, arrays
 
 
@@ -250,35 +193,26 @@ def _context() -> Any:
     return context
 
 
-def _write_arrays(path: Path, leaves: dict[str, Any]) -> None:
+def _write_arrays(path: Path, named: dict[str, Any]) -> None:
     """Write the leaves that hold anything; Orbax refuses empty arrays."""
     from orbax.checkpoint import v1 as ocp
 
-    arrays = {str(i): _raw(leaf) for i, leaf in enumerate(leaves.values())}
+    arrays = {str(i): leaves.to_host(leaf) for i, leaf in enumerate(named.values())}
     arrays = {key: array for key, array in arrays.items() if np.size(array)}
     if arrays:
         with _context():
             ocp.save(path.absolute(), arrays)
 
 
-def _raw(leaf: Any) -> Any:
-    """Return key data for keys, host arrays for all that this process holds whole."""
-    if _is_key(leaf):
-        leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return leaf
-    return np.asarray(leaf)
-
-
 def _read_arrays(path: Path, saved: dict, targets: dict) -> dict[str, Any]:
     """Read host arrays, and global arrays where a target spans several processes."""
     from orbax.checkpoint import v1 as ocp
 
-    abstract = {}
+    abstract: dict[str, Any] = {}
     for name, target in targets.items():
         entry, shape = saved[name], tuple(saved[name]["shape"])
         if 0 not in shape:
-            dtype = np.uint32 if entry["prng"] else _dtype(target)
+            dtype = np.uint32 if entry["prng"] else leaves.dtype(target)
             sharding = getattr(target, "sharding", None)
             if sharding is None or sharding.is_fully_addressable:
                 abstract[entry["key"]] = np.empty(shape, dtype)
@@ -289,25 +223,6 @@ def _read_arrays(path: Path, saved: dict, targets: dict) -> dict[str, Any]:
         return {}
     with _context():
         return ocp.load(path.absolute(), abstract)
-
-
-def _place(value: Any, entry: dict[str, Any], target: Any) -> Any:
-    """Turn what was read into a leaf of the kind, and at the place, of `target`."""
-    if value is None:  # an empty array, which needs no file
-        dtype = np.uint32 if entry["prng"] else _dtype(target)
-        value = np.empty(tuple(entry["shape"]), dtype)
-    if not hasattr(target, "dtype"):
-        return type(target)(value.item())
-    if isinstance(target, np.ndarray | np.generic):
-        return value if isinstance(target, np.ndarray) else value[()]
-    # A copy: memory shared with NumPy could not be donated.
-    array = value if isinstance(value, jax.Array) else jnp.array(value)
-    if entry["prng"]:
-        array = jax.random.wrap_key_data(array, impl=entry["prng"])
-    sharding = getattr(target, "sharding", None)
-    if sharding is None or not getattr(target, "committed", True):
-        return array
-    return jax.device_put(array, sharding)
 
 
 def _barrier(name: str) -> None:
@@ -333,13 +248,13 @@ def _existing_step(root: Path, step: int | None) -> int:
     return there[-1] if step is None else int(step)
 
 
-def _write_manifest(folder: Path, step: int, leaves: dict, metadata: dict) -> None:
+def _write_manifest(folder: Path, step: int, named: dict, metadata: dict) -> None:
     manifest = {
         "format": FORMAT,
         "step": step,
         "jax": jax.__version__,
         "metadata": metadata,
-        "leaves": [_describe(i, *item) for i, item in enumerate(leaves.items())],
+        "leaves": leaves.describe(named),
         "files": step_folders.inventory(folder),
     }
     (folder / _MANIFEST).write_text(json.dumps(manifest) + "\n")

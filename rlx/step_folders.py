@@ -16,6 +16,10 @@ from pathlib import Path
 TEMPORARY, REPLACED, TRASH = ".tmp-", ".old-", ".trash-"
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message says what to do."""
+
+
 def find(root: Path) -> dict[int, Path]:
     """Return step -> folder; a step whose replacement was interrupted still counts."""
     found: dict[int, Path] = {}
