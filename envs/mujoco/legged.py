@@ -116,6 +116,7 @@ ANT = Task(
     fields=("xpos", "cfrc_ext"),
     after_reset=_ant_after_reset,
     contact_forces=True,
+    camera={"distance": 4.0, "elevation": -28.0, "height": 0.4},
 )
 
 
@@ -179,6 +180,7 @@ HUMANOID = Task(
     info=_INFO,
     fields=("ctrl", "xipos", "cinert", "cvel", "qfrc_actuator", "cfrc_ext"),
     contact_forces=True,
+    camera={"distance": 3.6, "azimuth": 130.0, "height": 0.9},
 )
 
 TASKS = (ANT, HUMANOID)

@@ -229,4 +229,5 @@ class Engine:
 
         nq = self.context.model.nq
         qpos = bits.unpack(np.asarray(state.physics))[1 : 1 + nq]
-        return draw.render(self.context.model, qpos, **self.task.camera, **options)
+        camera = draw.Camera(**self.task.camera)
+        return draw.render(self.context.model, qpos, **{"camera": camera, **options})

@@ -35,6 +35,7 @@ INVERTED_PENDULUM = Task(
     position=nowhere,
     outcome=_single_outcome,
     info=("reward_survive",),
+    camera={"distance": 2.8, "target": (0.0, 0.0, 0.15), "floor": -0.5},
 )
 
 
@@ -79,6 +80,7 @@ INVERTED_DOUBLE_PENDULUM = Task(
     outcome=_double_outcome,
     info=("reward_survive", "distance_penalty", "velocity_penalty"),
     fields=("site_xpos", "qfrc_constraint"),
+    camera={"distance": 4.0, "target": (0.0, 0.0, 0.5)},
 )
 
 TASKS = (INVERTED_PENDULUM, INVERTED_DOUBLE_PENDULUM)

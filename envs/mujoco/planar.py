@@ -101,6 +101,7 @@ HOPPER = Task(
     position=_root_x,
     outcome=_hopper_outcome,
     info=_WALK_INFO,
+    camera={"distance": 3.0, "elevation": -12.0, "height": 0.75},
 )
 
 WALKER2D = Task(
@@ -119,6 +120,7 @@ WALKER2D = Task(
     position=_root_x,
     outcome=_walker_outcome,
     info=_WALK_INFO,
+    camera={"distance": 3.0, "elevation": -12.0, "height": 0.75},
 )
 
 
@@ -157,6 +159,7 @@ HALF_CHEETAH = Task(
     position=_root_x,
     outcome=_cheetah_outcome,
     info=("x_position", "x_velocity", "reward_forward", "reward_ctrl"),
+    camera={"distance": 3.2, "elevation": -14.0, "height": 0.45},
 )
 
 
@@ -198,6 +201,7 @@ SWIMMER = Task(
         "reward_forward",
         "reward_ctrl",
     ),
+    camera={"distance": 5.0, "elevation": -55.0},
 )
 
 TASKS = (HOPPER, WALKER2D, HALF_CHEETAH, SWIMMER)

@@ -75,6 +75,7 @@ REACHER = Task(
     outcome=_reacher_outcome,
     info=("reward_dist", "reward_ctrl"),
     fields=("xpos",),
+    camera={"distance": 1.0, "elevation": -65.0, "target": (0.0, 0.0, 0.0)},
 )
 
 
@@ -131,6 +132,12 @@ PUSHER = Task(
     outcome=_pusher_outcome,
     info=("reward_dist", "reward_ctrl", "reward_near"),
     fields=("xpos",),
+    camera={
+        "distance": 2.4,
+        "azimuth": 115.0,
+        "elevation": -48.0,
+        "target": (0.4, -0.35, -0.15),
+    },
 )
 
 TASKS = (REACHER, PUSHER)
