@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from rlx.ops.values import value_of_action
 from rlx.types import Array, Key
 
 
@@ -78,15 +79,7 @@ class Categorical:
         Raises:
           AssertionError: `action` is no integer, or its shape is not the batch shape.
         """
-        chex.assert_type(action, int)
-        chex.assert_shape(action, self.logits.shape[:-1])
-        log_probs = jax.nn.log_softmax(self.logits)
-        indices = jnp.expand_dims(action, -1)
-        # Negative indices would count from the end: send them out of range too.
-        indices = jnp.where(indices < 0, self.logits.shape[-1], indices)
-        return jnp.take_along_axis(
-            log_probs, indices, axis=-1, mode="fill", fill_value=jnp.nan
-        )[..., 0]
+        return value_of_action(jax.nn.log_softmax(self.logits), action)
 
     def entropy(self, key: Key | None = None) -> Array:
         """−Σₐ p(a) log p(a) in nats, `[...]`; exact, the key is not used."""
