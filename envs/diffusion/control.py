@@ -169,11 +169,11 @@ def ergodic_value(
 def ergodic_optimum(temperature: float = 0.1) -> tuple[float, float, float]:
     """(slope, offset, variance) of the best Gaussian policy of `ergodic_lq`.
 
-    From the ergodic HJB equation with J = k₂x²/2 + k₁x: k₂ = (1-√7)/2, k₁ = 5-2√7 and
-    π* = N(((k₁-2) - x)/(2-k₂), γ/(2-k₂)).
+    From the ergodic HJB equation with J = k₂x²/2 + k₁x: k₂ = (1-√7)/2 and
+    π* = N(-(x + 2)/(2-k₂), γ/(2-k₂)).
     """
-    k2, k1 = (1 - math.sqrt(7)) / 2, 5 - 2 * math.sqrt(7)
-    return -1 / (2 - k2), (k1 - 2) / (2 - k2), temperature / (2 - k2)
+    curvature = 2 - (1 - math.sqrt(7)) / 2
+    return -1 / curvature, -2 / curvature, temperature / curvature
 
 
 def ergodic_lq(

@@ -116,23 +116,20 @@ def brownian(key: Key, time: Array, shape: tuple[int, ...]) -> Array:
     def column(x: Array) -> Array:
         return x.reshape((-1,) + (1,) * len(shape))
 
-    def normal(level: int, count: int) -> Array:
-        return jax.random.normal(
-            jax.random.fold_in(key, level), (count, *shape), time.dtype
-        )
-
+    # One key per increment, in the order of the levels: a finer mesh only adds keys.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_steps))
+    normal = jax.vmap(lambda k: jax.random.normal(k, shape, time.dtype))(keys)
     stride = 1 << levels
     coarse = time[::stride]
-    noise = column(jnp.sqrt(jnp.diff(coarse))) * normal(0, num_steps // stride)
-    for level in range(1, levels + 1):
+    noise = column(jnp.sqrt(jnp.diff(coarse))) * normal[: num_steps // stride]
+    for _ in range(levels):
         stride //= 2
         fine = jnp.diff(time[::stride])
         left, right = fine[0::2], fine[1::2]
         total = left + right
         displacement = column(jnp.sqrt(left * right / total))
-        first = column(left / total) * noise + displacement * normal(
-            level, noise.shape[0]
-        )
+        count = noise.shape[0]
+        first = column(left / total) * noise + displacement * normal[count : 2 * count]
         noise = jnp.stack([first, noise - first], 1).reshape(-1, *shape)
     return noise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import chex
 import jax
@@ -121,26 +122,27 @@ def simulate(
     chex.assert_rank(time, 1)
     if quadrature not in QUADRATURES:
         raise ValueError(f"unknown quadrature {quadrature!r}: choose {QUADRATURES}")
-    step = step_function(diffusion, scheme)
+    step_function(diffusion, scheme)  # raises if there is none
     concrete = not any(isinstance(x, jax.core.Tracer) for x in (key, time, noise))
     if concrete:
         _check(diffusion, time, key)
-    initial_key, noise_key, policy_key = jax.random.split(key, 3)
-    if noise is None:
-        shape = (num_paths, diffusion.noise_dimension)
-        noise = brownian(noise_key, time, shape)
-    state = jax.vmap(diffusion.initial)(jax.random.split(initial_key, num_paths))
     run = _run_jitted if concrete else _run
-    paths = run(
-        diffusion, step, quadrature, (time, state.astype(time.dtype), noise, policy_key)
-    )
+    paths = run(diffusion, num_paths, scheme, quadrature, (key, time, noise))
     if concrete:
         require_finite(paths, diffusion.name)
     return paths
 
 
-def _run(diffusion: Diffusion, step, quadrature: str, inputs) -> Paths:
-    time, state, noise, key = inputs
+def _run(
+    diffusion: Diffusion, num_paths: int, scheme: str, quadrature: str, inputs: Any
+) -> Paths:
+    key, time, noise = inputs
+    initial_key, noise_key, policy_key = jax.random.split(key, 3)
+    if noise is None:
+        shape = (num_paths, diffusion.noise_dimension)
+        noise = brownian(noise_key, time, shape)
+    state = jax.vmap(diffusion.initial)(jax.random.split(initial_key, num_paths))
+    step = step_function(diffusion, scheme)
     duration = jnp.diff(time)
     over_paths = (None, 0, 0)
     reward_fn = jax.vmap(diffusion.reward, over_paths)
@@ -163,7 +165,8 @@ def _run(diffusion: Diffusion, step, quadrature: str, inputs) -> Paths:
         reward = reward - diffusion.temperature * log_prob
         return following, (following, action, log_prob, reward)
 
-    keys = jax.random.split(key, duration.shape[0])
+    keys = jax.random.split(policy_key, duration.shape[0])
+    state = state.astype(time.dtype)
     last, (states, action, log_prob, reward) = jax.lax.scan(
         body, state, (time[:-1], time[1:], duration, noise, keys)
     )
@@ -179,7 +182,7 @@ def _run(diffusion: Diffusion, step, quadrature: str, inputs) -> Paths:
     )
 
 
-_run_jitted = jax.jit(_run, static_argnums=(0, 1, 2))
+_run_jitted = jax.jit(_run, static_argnums=(0, 1, 2, 3))
 
 
 def _check(diffusion: Diffusion, time: Array, key: Key) -> None:

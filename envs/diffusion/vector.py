@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jax import random
 
 from envs.diffusion.core import Diffusion, require, require_positive
@@ -116,16 +115,29 @@ def _stationary(problem: LinearQuadratic, gain, slopes) -> tuple[np.ndarray, flo
     p = problem
     shifted = p.dynamics - p.discount_rate / 2 * np.eye(len(p.dynamics))
     if gain is None:
-        matrix = scipy.linalg.solve_continuous_are(
-            shifted, p.control, p.state_cost, p.action_cost
-        )
+        matrix = _riccati(shifted, p)
     else:
         closed = shifted - p.control @ gain
         if np.linalg.eigvals(closed).real.max() >= 0:
             raise ValueError("linear_quadratic: the value of this gain is infinite")
         cost = p.state_cost + gain.T @ p.action_cost @ gain
-        matrix = scipy.linalg.solve_continuous_lyapunov(closed.T, -cost)
+        eye = np.eye(len(closed))
+        operator = np.kron(closed.T, eye) + np.kron(eye, closed.T)
+        matrix = np.linalg.solve(operator, -cost.reshape(-1)).reshape(cost.shape)
     return matrix, slopes(matrix, 0.0)[1] / p.discount_rate
+
+
+def _riccati(shifted: np.ndarray, problem: LinearQuadratic) -> np.ndarray:
+    """The stabilising solution of Riccati's equation, from the Hamiltonian matrix."""
+    p = problem
+    gain = p.control @ np.linalg.inv(p.action_cost) @ p.control.T
+    hamiltonian = np.block([[shifted, -gain], [-p.state_cost, -shifted.T]])
+    eigenvalues, vectors = np.linalg.eig(hamiltonian)
+    d = len(shifted)
+    stable = vectors[:, np.argsort(eigenvalues.real)[:d]]
+    if np.sort(eigenvalues.real)[d - 1] >= 0:
+        raise ValueError("linear_quadratic: no policy has a finite value")
+    return np.real(stable[d:] @ np.linalg.inv(stable[:d]))
 
 
 def linear_quadratic(
