@@ -20,9 +20,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import operator
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,7 @@ def save(
         if jax.process_index() == 0:
             root.mkdir(parents=True, exist_ok=True)
             step_folders.clear_leftovers(root)
+            _require_space(root, step, named)
             temporary.mkdir()
         _write_arrays(temporary / _STATE, named)
         if jax.process_index() == 0:
@@ -102,7 +105,10 @@ def save(
 
 
 def load(
-    directory: str | os.PathLike[str], like: PyTree, step: int | None = None
+    directory: str | os.PathLike[str],
+    like: PyTree,
+    step: int | None = None,
+    part: str = "",
 ) -> PyTree:
     """Return the state saved as `step`, every leaf equal to the bit.
 
@@ -113,6 +119,8 @@ def load(
         lies on the default device, uncommitted, as fresh arrays do (so that a program
         compiled before still fits). NumPy leaves and Python numbers come back as such.
       step: None for the latest.
+      part: the path of the subtree that `like` is, such as ".learner.params"; the rest
+        is not read. The whole state unless given.
 
     Returns:
       A pytree of the structure of `like`. Arrays are strongly typed.
@@ -123,13 +131,13 @@ def load(
     root = Path(directory)
     step = _existing_step(root, step)
     manifest, targets = _sound_manifest(root, step), leaves.named(like)
-    misfit = leaves.misfit(manifest["leaves"], targets)
+    saved = leaves.below(part, manifest["leaves"])
+    misfit = leaves.misfit(saved, targets)
     if misfit:
         raise CheckpointError(
             f"{root}: step {step} is of another run: {misfit}; use the method, "
             "configuration, environment and seeds it was saved with"
         )
-    saved = {entry["name"]: entry for entry in manifest["leaves"]}
     try:
         arrays = _read_arrays(step_folders.find(root)[step] / _STATE, saved, targets)
     except Exception as error:
@@ -200,8 +208,20 @@ def _write_arrays(path: Path, named: dict[str, Any]) -> None:
     arrays = {str(i): leaves.to_host(leaf) for i, leaf in enumerate(named.values())}
     arrays = {key: array for key, array in arrays.items() if np.size(array)}
     if arrays:
-        with _context():
+        with _context(), _quiet():
             ocp.save(path.absolute(), arrays)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Orbax from logging tracebacks of errors that it raises as well."""
+    log = logging.getLogger("absl")
+    refuse = log.filters[:] + [lambda record: False]
+    log.filters, kept = refuse, log.filters
+    try:
+        yield
+    finally:
+        log.filters = kept
 
 
 def _read_arrays(path: Path, saved: dict, targets: dict) -> dict[str, Any]:
@@ -221,7 +241,9 @@ def _read_arrays(path: Path, saved: dict, targets: dict) -> dict[str, Any]:
                 abstract[entry["key"]] = struct
     if not abstract:
         return {}
-    with _context():
+    context = _context()
+    context.pytree_options.loading.partial_load = True  # a part may be all one wants
+    with context:
         return ocp.load(path.absolute(), abstract)
 
 
@@ -299,6 +321,16 @@ def _advice(root: Path, step: int) -> str:
     return f"no other step is intact: delete {folder} and train again"
 
 
+def _require_space(root: Path, step: int, named: dict[str, Any]) -> None:
+    """Refuse before Orbax meets a full disk half-way, which it reports badly."""
+    arrays = [leaf for leaf in named.values() if hasattr(leaf, "nbytes")]
+    needed = sum(leaf.nbytes for leaf in arrays if isinstance(leaf.nbytes, int))
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        reason = f"{needed / 2**20:.1f} MiB are needed, {free / 2**20:.1f} are free"
+        raise OSError(errno.ENOSPC, reason)
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
@@ -310,9 +342,10 @@ def _why_not_saved(root: Path, step: int, error: Exception) -> str:
     while cause is not None:
         code = getattr(cause, "errno", None)
         if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(cause):
+            numbers = f" ({cause.args[1]})" if "MiB" in str(cause) else ""
             return (
-                f"{root}: no space left on the disk for step {step}{kept}: free some, "
-                "then resume"
+                f"{root}: no space left on the disk for step {step}{numbers}{kept}: "
+                "free some, then resume"
             )
         cause = cause.__cause__ or cause.__context__
     return f"{root}: step {step} cannot be saved ({_one_line(error)}){kept}"

@@ -71,9 +71,18 @@ def describe(leaves: dict[str, Any]) -> list[dict[str, Any]]:
     return entries
 
 
-def misfit(saved: list[dict[str, Any]], targets: dict[str, Any]) -> str:
+def below(part: str, entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the described leaves of a subtree by their paths within it."""
+    return {
+        entry["name"].removeprefix(part): entry
+        for entry in entries
+        if not part or entry["name"].startswith((part + ".", part + "["))
+    }
+
+
+def misfit(saved: dict[str, dict[str, Any]], targets: dict[str, Any]) -> str:
     """Return the first differences between a checkpoint and a run in words, or ''."""
-    there = {entry["name"]: entry["is"] for entry in saved}
+    there = {name: entry["is"] for name, entry in saved.items()}
     here = {name: signature(leaf) for name, leaf in targets.items()}
     wrong = [
         f"state{name} is {there.get(name, 'absent')} there and "
