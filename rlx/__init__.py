@@ -36,4 +36,4 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_submodules()])
+    return sorted(["__version__", *_submodules()])

@@ -164,6 +164,32 @@ def short(module: str, tree: ast.Module) -> Iterator[str]:
         yield f"{module} has {last} lines: split it (at most {MAX_LINES})"
 
 
+def annotated(module: str, tree: ast.Module) -> Iterator[str]:
+    """Public functions and methods state the types of all they take and return."""
+    if layer(module) == "experiments":
+        return
+    bodies = [tree.body]
+    bodies += [
+        node.body
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    for node in (node for body in bodies for node in body):
+        if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+            continue
+        given = node.args
+        parameters = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+        parameters += [extra for extra in (given.vararg, given.kwarg) if extra]
+        bare = [
+            parameter.arg
+            for parameter in parameters
+            if parameter.annotation is None and parameter.arg not in ("self", "cls")
+        ]
+        if bare or node.returns is None:
+            missing = ", ".join(bare + (["what it returns"] * (node.returns is None)))
+            yield f"line {node.lineno}: {module}.{node.name} lacks types: {missing}"
+
+
 RULES: list[Rule] = [
     points_down,
     absolute,
@@ -172,6 +198,7 @@ RULES: list[Rule] = [
     no_old_jax,
     house_words,
     short,
+    annotated,
 ]
 
 
@@ -272,6 +299,10 @@ BAD = [
     (house_words, "rlx.train", "for obs in range(3): ..."),
     (house_words, "rlx.train", "class A:\n    done: int"),
     (short, "rlx.train", "x = 1\n" * 401),
+    (annotated, "rlx.train", "def f(x) -> int: ..."),
+    (annotated, "rlx.train", "def f(x: int): ..."),
+    (annotated, "rlx.train", "def f(*xs) -> None: ..."),
+    (annotated, "rlx.train", "class A:\n    def f(self, x) -> None: ..."),
 ]
 GOOD = [
     (points_down, "rlx.cli", "import envs\nfrom rlx import train"),
@@ -284,6 +315,9 @@ GOOD = [
     (no_old_jax, "rlx.train", "jax.random.key(0)"),
     (house_words, "envs.brax", "step = f(state.obs, state.done, rng=key)"),
     (short, "rlx.train", "x = 1\n" * 400),
+    (annotated, "rlx.train", "def _f(x): ..."),
+    (annotated, "rlx.train", "def f(x: int) -> None:\n    def g(y): ..."),
+    (annotated, "rlx.train", "class A:\n    def f(self) -> None: ..."),
 ]
 
 
