@@ -1,0 +1,228 @@
+"""The compiled programs behind `train.fit`: many runs, one compilation each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rlx import evaluate, learner, loop, sharding
+from rlx.types import Array, DataSource, Env, Key, Method, PyTree, TrainState
+
+MethodMaker = Callable[[Mapping[str, Array]], Method]
+
+
+@struct.dataclass
+class Run:
+    """What distinguishes one run from the others."""
+
+    train_key: Key
+    evaluation_key: Key
+    hyper: Mapping[str, Array]
+    """Hyper-parameters of a sweep; empty where only seeds differ."""
+
+
+@struct.dataclass
+class Progress:
+    """A run in progress: its state, and the metrics since the last row."""
+
+    state: TrainState
+    sums: Mapping[str, Array]
+    counts: Mapping[str, Array]
+    bad_iteration: Array
+    """`int32[]` first iteration with NaN or infinity, -1 while there is none."""
+    bad_data: Array
+    """bool: that iteration's data was at fault, not the learning."""
+
+
+class Programs(NamedTuple):
+    """Compiled functions over all runs; every array leads with the axis of runs."""
+
+    init: Callable[[PyTree], Progress]
+    advance: Callable[[PyTree, Progress, int], Progress]
+    """`(runs, progress, iterations) -> progress`; donates `progress`."""
+    reset_metrics: Callable[[Progress], Progress]
+    evaluate: Callable[[PyTree, Progress], evaluate.Episodes] | None
+    abstract: PyTree
+    """Shapes, dtypes and shardings of `Progress`: what a checkpoint is loaded into."""
+    compile_seconds: float
+    memory_bytes: int | None
+
+
+def make_runs(
+    seeds: Sequence[int], hyper: Mapping[str, Sequence[float]] | None
+) -> tuple[Run, list[dict[str, float]]]:
+    """All runs: every seed with every setting, settings outermost.
+
+    Each `hyper` array has length K; setting k takes the k-th entry of every array.
+
+    Returns:
+      The runs, stacked, `K * S` of them, and a label for each.
+
+    Raises:
+      ValueError: no seeds, a seed twice, or arrays of different lengths.
+    """
+    seeds = list(seeds)
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds must be distinct and at least one, got {seeds}")
+    hyper = dict(hyper or {})
+    lengths = {name: len(values) for name, values in hyper.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"hyper-parameter arrays differ in length: {lengths}")
+    settings = next(iter(lengths.values()), 1)
+    keys = [jax.random.split(jax.random.key(seed)) for seed in seeds]
+    keys = jnp.stack(keys * settings)
+    values = {
+        name: jnp.repeat(jnp.asarray(array, jnp.float32), len(seeds))
+        for name, array in hyper.items()
+    }
+    labels = [
+        {"seed": seed, **{name: float(hyper[name][k]) for name in hyper}}
+        for k in range(settings)
+        for seed in seeds
+    ]
+    return Run(keys[:, 0], keys[:, 1], values), labels
+
+
+def _start(method: Method, source: DataSource, key: Key) -> Progress:
+    state = loop.init(method, source, key)
+    _, metrics = jax.eval_shape(lambda s: loop.step(method, source, s), state)
+    return Progress(
+        state=state,
+        sums={name: jnp.zeros(()) for name in metrics},
+        counts={name: jnp.zeros(()) for name in metrics},
+        bad_iteration=jnp.full((), -1, jnp.int32),
+        bad_data=jnp.zeros((), bool),
+    )
+
+
+def _advance(method: Method, source: DataSource, progress: Progress) -> Progress:
+    state, metrics = loop.step(method, source, progress.state)
+    bad_data = metrics["batch_finite"] < 1
+    bad = bad_data | (metrics["learner_finite"] < 1)
+    first = bad & (progress.bad_iteration < 0)
+    # NaN in a metric means "nothing to report", e.g. no episode ended.
+    present = {name: ~jnp.isnan(value) for name, value in metrics.items()}
+    return Progress(
+        state=state,
+        sums={
+            name: progress.sums[name] + jnp.where(present[name], value, 0.0)
+            for name, value in metrics.items()
+        },
+        counts={n: progress.counts[n] + present[n] for n in metrics},
+        bad_iteration=jnp.where(first, state.iteration, progress.bad_iteration),
+        bad_data=jnp.where(first, bad_data, progress.bad_data),
+    )
+
+
+def build(
+    make_method: MethodMaker,
+    source: DataSource,
+    runs: Run,
+    *,
+    evaluation_env: Env | None,
+    num_episodes: int,
+    group: int | None = None,
+    compiler_options: Mapping[str, object] | None = None,
+) -> Programs:
+    """Compiles what a fit needs, for all runs at once.
+
+    Args:
+      make_method: the method of a run, from its hyper-parameters.
+      source: where batches come from.
+      runs: from `make_runs`.
+      evaluation_env: environment of evaluations; None: no evaluation.
+      num_episodes: episodes per evaluation and run.
+      group: runs vmapped together; chosen by backend and memory unless given.
+      compiler_options: passed to XLA.
+    """
+    options = dict(compiler_options or {})
+    num_runs = runs.train_key.shape[0]
+    mesh = sharding.mesh_for(num_runs)
+    placed = sharding.per_run(mesh)
+
+    def init_one(run: Run) -> Progress:
+        return _start(make_method(run.hyper), source, run.train_key)
+
+    def advance_one(pair: tuple[Run, Progress], iterations: Array) -> Progress:
+        run, progress = pair
+        method = make_method(run.hyper)
+        return jax.lax.fori_loop(
+            0, iterations, lambda _, p: _advance(method, source, p), progress
+        )
+
+    def evaluate_one(pair: tuple[Run, Progress]) -> evaluate.Episodes:
+        run, progress = pair
+        method = make_method(run.hyper)
+        policy = learner.policy(method, progress.state.learner)
+        key = jax.random.fold_in(run.evaluation_key, progress.state.iteration)
+        return evaluate.episodes(evaluation_env, policy, key, num_episodes=num_episodes)
+
+    runs_shape = _abstract(runs, placed)
+    abstract = _abstract(jax.eval_shape(jax.vmap(init_one), runs), placed)
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    compiled = {}
+
+    def compile_advance(size: int):
+        if size not in compiled:
+            mapped = sharding.over_runs(advance_one, mesh, size)
+            jitted = jax.jit(
+                lambda runs, progress, n: mapped((runs, progress), n),
+                donate_argnums=1,
+                out_shardings=placed,
+            )
+            compiled[size] = jitted.lower(runs_shape, abstract, count).compile(options)
+        return compiled[size]
+
+    started = _now()
+    if group is None:
+        group = sharding.largest_group(
+            lambda size: _memory(compile_advance(size)), num_runs // mesh.size
+        )
+    advance = compile_advance(group)
+    evaluation = None
+    if evaluation_env is not None:
+        mapped = sharding.over_runs(evaluate_one, mesh, group)
+        evaluation = jax.jit(lambda runs, progress: mapped((runs, progress)))
+        evaluation = evaluation.lower(runs_shape, abstract).compile(options)
+    start = jax.jit(sharding.over_runs(init_one, mesh, group), out_shardings=placed)
+    return Programs(
+        init=start,
+        advance=advance,
+        reset_metrics=_reset_metrics,
+        evaluate=evaluation,
+        abstract=abstract,
+        compile_seconds=_now() - started,
+        memory_bytes=_memory(advance),
+    )
+
+
+@jax.jit
+def _zeros(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def _reset_metrics(progress: Progress) -> Progress:
+    return progress.replace(sums=_zeros(progress.sums), counts=_zeros(progress.counts))
+
+
+def _abstract(tree: PyTree, placed: jax.sharding.Sharding) -> PyTree:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), tree
+    )
+
+
+def _memory(compiled: jax.stages.Compiled) -> int | None:
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return None
+    return int(analysis.temp_size_in_bytes + analysis.argument_size_in_bytes)
+
+
+def _now() -> float:
+    import time
+
+    return time.perf_counter()

@@ -1,0 +1,152 @@
+"""Many runs at once: over devices, and over groups of runs on each device.
+
+A *run* is one seed with one setting of the hyper-parameters. Runs share nothing, so
+they are spread over devices by `shard_map`, without any communication, and inside a
+device in groups: the runs of a group are vmapped, groups follow one another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlx.types import PyTree
+
+AXIS = "runs"
+
+
+def use_cpu_cores(count: int | None = None) -> int:
+    """Makes one JAX device of each processor core, so that runs train side by side.
+
+    Call it before anything is computed: JAX reads the number once. Has no effect on
+    machines with an accelerator.
+
+    Args:
+      count: devices to make; the cores this process may use unless given.
+
+    Returns:
+      The number of CPU devices there are now.
+
+    Raises:
+      RuntimeError: JAX has already started with another number.
+    """
+    wanted = count or available_cores()
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError as error:
+        existing = jax.local_device_count("cpu")
+        if existing == wanted:
+            return existing
+        raise RuntimeError(
+            f"JAX already runs with {existing} CPU device(s): call use_cpu_cores "
+            "before the first computation (in a notebook, restart the kernel)"
+        ) from error
+    return wanted
+
+
+def available_cores() -> int:
+    """Processor cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def mesh_for(num_runs: int) -> Mesh:
+    """A mesh of as many devices as divide the runs evenly, at most all there are.
+
+    With several processes (`jax.distributed`) every device of every process takes
+    part.
+
+    Raises:
+      ValueError: several processes, and their devices do not divide the runs.
+    """
+    devices = jax.devices()
+    if jax.process_count() > 1:
+        if num_runs % len(devices):
+            raise ValueError(
+                f"{num_runs} runs cannot be shared by the {len(devices)} devices of "
+                f"{jax.process_count()} processes: use a multiple of {len(devices)}"
+            )
+        return Mesh(np.asarray(devices), (AXIS,))
+    count = max(n for n in range(1, len(devices) + 1) if num_runs % n == 0)
+    return Mesh(np.asarray(devices[:count]), (AXIS,))
+
+
+def per_run(mesh: Mesh) -> NamedSharding:
+    """The sharding of arrays that lead with the axis of runs."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def over_runs(
+    function: Callable[..., Any], mesh: Mesh, group: int
+) -> Callable[..., Any]:
+    """`function(run, *shared)` of one run as `(runs, *shared)` of all of them.
+
+    Args:
+      function: pure; its first argument is a pytree that leads with the axis of runs
+        in the mapped version, the others are the same for every run.
+      mesh: from `mesh_for`.
+      group: runs vmapped together on a device; 1: one after another, which on a CPU
+        is faster than a vmap over small matrix products.
+    """
+
+    def local(runs: PyTree, *shared: Any) -> Any:
+        size = jax.tree.leaves(runs)[0].shape[0]
+
+        def one(run: PyTree) -> Any:
+            return function(run, *shared)
+
+        if group >= size and group > 1:
+            return jax.vmap(one)(runs)
+        # batch_size=1 would still vmap, and turn every `cond` into a `select`.
+        return jax.lax.map(one, runs, batch_size=group if group > 1 else None)
+
+    def mapped(runs: PyTree, *shared: Any) -> Any:
+        specs = (PartitionSpec(AXIS), *(PartitionSpec() for _ in shared))
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=PartitionSpec(AXIS),
+            check_vma=False,
+        )(runs, *shared)
+
+    return mapped
+
+
+def largest_group(memory_of: Callable[[int], int | None], runs: int) -> int:
+    """The most runs that can be vmapped together on one device.
+
+    One after another on a CPU, where that is faster. On an accelerator as many as
+    fit, by halving until the estimate is under nine tenths of the device's memory.
+
+    Args:
+      memory_of: bytes that a program for a group of the given size needs, by its
+        compiled memory analysis; None if unknown.
+      runs: runs on one device.
+    """
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return 1
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    group = runs
+    while limit and group > 1:
+        needed = memory_of(group)
+        if needed is None or needed < 0.9 * limit:
+            break
+        group = (group + 1) // 2
+    return group
+
+
+def gather(tree: PyTree) -> PyTree:
+    """Arrays of all runs as NumPy, on every process."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)

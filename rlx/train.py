@@ -1,0 +1,123 @@
+"""Training: the pure loop, and `fit`, the loop for a whole experiment.
+
+`init`, `step` and `run` are pure functions (see `rlx.loop`). `fit` trains many seeds
+and hyper-parameters in one compiled program, evaluates them, keeps a run folder and
+resumes exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlx import program
+from rlx.fitting import Diverged, Interrupted, Journal, Loop, Row, Settings
+from rlx.loop import gradient_steps, init, iterations_for, run, step
+from rlx.types import DataSource, Method, TrainState
+
+__all__ = [
+    "Diverged",
+    "Interrupted",
+    "Result",
+    "Settings",
+    "fit",
+    "gradient_steps",
+    "init",
+    "iterations_for",
+    "run",
+    "step",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a fit leaves in memory."""
+
+    state: TrainState
+    """All runs' states; leaves lead with the axis of runs `[N, ...]`."""
+    runs: list[dict[str, float]]
+    """`[N]` seed and hyper-parameters of each run."""
+    rows: list[Row]
+    """One per evaluation."""
+    folder: Path | None = None
+
+    @property
+    def steps(self) -> np.ndarray:
+        """`[K]` environment steps at each evaluation."""
+        return np.array([row["step"] for row in self._evaluated])
+
+    @property
+    def returns(self) -> np.ndarray:
+        """`[K, N]` mean evaluation return per evaluation and run."""
+        return np.array([row["return"] for row in self._evaluated], np.float64)
+
+    @property
+    def _evaluated(self) -> list[Row]:
+        return [row for row in self.rows if "return" in row]
+
+
+def fit(
+    method: Method | Callable[[Mapping[str, Any]], Method],
+    source: DataSource,
+    *,
+    num_steps: int,
+    seeds: int | Sequence[int] = 1,
+    hyper: Mapping[str, Sequence[float]] | None = None,
+    save_to: str | Path | None = None,
+    resume: bool = False,
+    on_row: Callable[[Row], None] | None = None,
+    on_progress: Callable[[Row], None] | None = None,
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+) -> Result:
+    """Trains all seeds and hyper-parameters together, evaluates and records them.
+
+    Everything runs in compiled programs; the host looks in about every two seconds.
+    Run i equals the run that trains its seed alone.
+
+    Args:
+      method: a method, or with `hyper` a function from one setting of the
+        hyper-parameters (name to scalar array) to a method.
+      source: where batches come from.
+      num_steps: environment steps per run (batches, for a dataset).
+      seeds: how many (0, 1, ...), or which.
+      hyper: name to `[K]` values; trains every seed with each of the K settings.
+      save_to: run folder to make (config, metrics, checkpoints).
+      resume: go on in the existing folder `save_to` from its last checkpoint; a
+        missing folder is begun.
+      on_row: called with every row of the record.
+      on_progress: called about every two seconds with `step`, `steps_per_second` and
+        `seconds_left`.
+      settings: evaluation, checkpoints, memory.
+
+    Returns:
+      The final state, the rows and what each run was.
+
+    Raises:
+      ValueError: `num_steps` is no whole number of batches; seeds not distinct.
+      Diverged: NaN or infinity in the data or the learning.
+      Interrupted: Ctrl-C or SIGTERM, after saving.
+    """
+    total = iterations_for(source, num_steps)
+    numbers = range(seeds) if isinstance(seeds, int) else seeds
+    runs, labels = program.make_runs(numbers, hyper)
+    env = settings.evaluation_env or source.env
+    programs = program.build(
+        method if not isinstance(method, Method) else lambda _: method,
+        source,
+        runs,
+        evaluation_env=env,
+        num_episodes=settings.episodes,
+        group=settings.group,
+        compiler_options=settings.compiler_options,
+    )
+    with Journal(save_to, resume, labels, settings) as journal:
+        progress = journal.restore(programs.abstract)
+        if progress is None:
+            progress = programs.init(runs)
+        loop = Loop(source, programs, runs, total, settings, journal)
+        progress = loop.go(progress, on_row, on_progress)
+        return Result(progress.state, labels, journal.rows, journal.path)
