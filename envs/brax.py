@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from rlx.types import Array, Box, Env, EnvSpec, Key, PyTree, Step
@@ -114,7 +115,16 @@ def adapt(env: Any, name: str, time_limit: int | None = 1000) -> Env:
             info=dict(state.metrics),
         )
 
-    return Env(reset, step, _spec(env, reset, name, time_limit))
+    def render(state: BraxState) -> np.ndarray:
+        from envs.mujoco import draw
+
+        model = env.sys.mj_model
+        camera = draw.Camera(distance=min(4.0, 1.5 * float(model.stat.extent)))
+        joints = np.asarray(state.state.pipeline_state.q)
+        return draw.render(model, joints, camera=camera)
+
+    spec = _spec(env, reset, name, time_limit)
+    return Env(reset, step, spec, render if hasattr(env, "sys") else None)
 
 
 def _spec(env: Any, reset: Any, name: str, time_limit: int | None) -> EnvSpec:

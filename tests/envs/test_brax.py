@@ -50,18 +50,22 @@ class Counter(brax.envs.Env):
 
 
 def play(env, key: jax.Array, action: jax.Array, length: int):
-    """Resets and steps on for `length` steps, past any end."""
+    """Resets and steps on for `length` steps, past any end.
+
+    Returns the first observation, all steps, and the last state.
+    """
     state, observation = env.reset(key)
 
     def body(state, _):
         return env.step(state, action, key)
 
-    return observation, jax.lax.scan(body, state, None, length)[1]
+    state, steps = jax.lax.scan(body, state, None, length)
+    return observation, steps, state
 
 
 def test_counter_ends_with_its_true_successor(key: jax.Array) -> None:
     env = adapter.adapt(Counter(), "counter", time_limit=100)
-    first, steps = jax.jit(lambda key: play(env, key, jnp.zeros(2), 4))(key)
+    first, steps, _ = jax.jit(lambda key: play(env, key, jnp.zeros(2), 4))(key)
     np.testing.assert_allclose(steps.observation[:, 0], first[0] + np.arange(1, 5))
     np.testing.assert_array_equal(steps.terminated, [False, False, True, True])
     np.testing.assert_array_equal(steps.truncated, [False] * 4)
@@ -122,7 +126,7 @@ def test_inverted_pendulum_falls_and_stays_where_it_fell(key: jax.Array) -> None
     run = jax.jit(
         jax.vmap(lambda a: play(env, key, a, 30)), compiler_options=CPU_OPTIONS
     )
-    first, steps = run(jnp.array([[0.0], [1.0]]))
+    first, steps, last = run(jnp.array([[0.0], [1.0]]))
     np.testing.assert_array_equal(first[0], first[1])
     angle = np.asarray(steps.observation[..., 1])
     np.testing.assert_array_equal(steps.terminated, np.abs(angle) > 0.2)
@@ -131,6 +135,15 @@ def test_inverted_pendulum_falls_and_stays_where_it_fell(key: jax.Array) -> None
     np.testing.assert_array_equal(steps.truncated[:, :29], False)
     np.testing.assert_array_equal(steps.truncated[:, 29], ~steps.terminated[:, 29])
     np.testing.assert_array_equal(steps.reward, 1.0)
+
+    pictures = [env.render(jax.tree.map(lambda x, i=i: x[i], last)) for i in (0, 1)]
+    assert pictures[0].shape[2] == 3 and pictures[0].dtype == np.uint8
+    assert (pictures[0] != pictures[1]).mean() > 0.01  # one stands, one has fallen
+
+
+def test_what_has_no_model_has_no_picture() -> None:
+    assert adapter.adapt(Counter(), "counter").render is None
+    assert adapter.make("fast").render is None
 
 
 def test_names_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
