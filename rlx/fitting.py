@@ -23,7 +23,7 @@ SLICE_SECONDS = 2.0
 """Aim for the time between two looks at the clock and at interrupts."""
 
 
-class Diverged(RuntimeError):
+class DivergedError(RuntimeError):
     """NaN or infinity appeared; the last good checkpoint is kept."""
 
 
@@ -147,7 +147,7 @@ class Loop:
         on_row: Callable[[Row], None] | None,
         on_progress: Callable[[Row], None] | None,
     ) -> Progress:
-        """Runs to the end; raises `Diverged` or `Interrupted` on the way."""
+        """Runs to the end; raises `DivergedError` or `Interrupted` on the way."""
         interval = max(1, round(self.total / max(self.settings.evaluations, 1)))
         iteration = int(np.max(sharding.gather(progress.state.iteration)))
         if iteration == 0 and self.programs.evaluate is not None:
@@ -239,7 +239,7 @@ class Loop:
             last = checkpoint.latest(self.journal.checkpoints)
             where = f"step {last}" if last is not None else "none was due yet"
             kept = f"; last good checkpoint: {where} in {self.journal.checkpoints}"
-        raise Diverged(
+        raise DivergedError(
             f"training diverged by step {step} in {len(wrong)} of {self.num_runs} "
             f"runs (first: {self._label(i)}): {cause}{kept}"
         )

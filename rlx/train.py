@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from rlx import program
-from rlx.fitting import Diverged, Interrupted, Journal, Loop, Row, Settings
+from rlx.fitting import DivergedError, Interrupted, Journal, Loop, Row, Settings
 from rlx.loop import gradient_steps, init, iterations_for, run, step
 from rlx.types import DataSource, Method, TrainState
 
 __all__ = [
-    "Diverged",
+    "DivergedError",
     "Interrupted",
     "Result",
     "Settings",
@@ -60,7 +60,7 @@ class Result:
         return [row for row in self.rows if "return" in row]
 
 
-def fit(
+def fit(  # noqa: PLR0913 (the front door: everything is given by name)
     method: Method | Callable[[Mapping[str, Any]], Method],
     source: DataSource,
     *,
@@ -98,7 +98,7 @@ def fit(
 
     Raises:
       ValueError: `num_steps` is no whole number of batches; seeds not distinct.
-      Diverged: NaN or infinity in the data or the learning.
+      DivergedError: NaN or infinity in the data or the learning.
       Interrupted: Ctrl-C or SIGTERM, after saving.
     """
     total = iterations_for(source, num_steps)

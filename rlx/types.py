@@ -23,7 +23,9 @@ Params: TypeAlias = PyTree
 Carry: TypeAlias = PyTree
 Metrics: TypeAlias = Mapping[str, Array]
 
-LossFn: TypeAlias = Callable[[Params, Params, PyTree, PyTree, Key], tuple[Array, Metrics]]
+LossFn: TypeAlias = Callable[
+    [Params, Params, PyTree, PyTree, Key], tuple[Array, Metrics]
+]
 """`(params, target_params, stats, batch, key) -> (scalar, metrics)`."""
 
 

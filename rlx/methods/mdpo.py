@@ -70,7 +70,7 @@ def loss(
 
 
 def step_size_at(progress: Array, config: Config) -> Array:
-    """t after a fraction `progress` of the schedule: linear, never below the floor."""
+    """The step size t after a fraction `progress` of the schedule: linear, never below the floor."""
     left = 1.0 - progress if config.anneal_step_size else jnp.ones_like(progress)
     return jnp.maximum(config.step_size * left, config.minimum_step_size)
 

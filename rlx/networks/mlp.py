@@ -29,7 +29,9 @@ def activation_named(name: str) -> Callable[[Array], Array]:
         return ACTIVATIONS[name]
     except KeyError:
         known = ", ".join(sorted(ACTIVATIONS))
-        raise ValueError(f"unknown activation {name!r}: choose one of {known}") from None
+        raise ValueError(
+            f"unknown activation {name!r}: choose one of {known}"
+        ) from None
 
 
 class MLP(nn.Module):

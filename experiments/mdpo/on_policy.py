@@ -1,0 +1,201 @@
+"""PPO and on-policy MDPO on MuJoCo tasks: the learning curves of this page.
+
+    python -m experiments.mdpo.on_policy --tasks hopper --methods ppo mdpo --seeds 8
+
+Trains every task with every method (resuming what was begun), and writes
+`results/<task>_<method>.json` (steps, returns of every seed, IQM with its 95 %
+interval, settings, machine) and `results/<task>.png`. With `--summary` it only
+rewrites the table `results/summary.json` and the plots from the results there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+
+BUDGETS = {
+    "hopper": 1_000_000,
+    "half_cheetah": 1_000_000,
+    "inverted_double_pendulum": 500_000,
+    "walker2d": 1_000_000,
+}
+"""Environment steps per seed."""
+TARGETS = {
+    "hopper": 2200.0,
+    "half_cheetah": 1800.0,
+    "inverted_double_pendulum": 8000.0,
+}
+"""Ordinary final returns of these methods with these budgets."""
+
+
+def train_one(task: str, method_name: str, seeds: int, steps: int, out: Path) -> None:
+    """Trains one task with one method and writes its result."""
+    import envs
+    from rlx import system, train
+    from rlx.data.rollout import rollout
+
+    module = importlib.import_module(f"rlx.methods.{method_name}")
+    env = envs.make(task)
+    source = rollout(env, num_envs=40, length=50)
+    config = module.Config()
+    config = dataclasses.replace(
+        config, anneal_steps=train.gradient_steps(config, source, steps)
+    )
+    settings = train.Settings(
+        evaluations=20,
+        episodes=8,
+        config={
+            "method": method_name,
+            "env": task,
+            "num_steps": steps,
+            "config": config,
+            "num_envs": 40,
+            "length": 50,
+        },
+    )
+
+    def show(row: dict[str, Any]) -> None:
+        returns = np.asarray(row["return"])
+        speed = row["time"]["steps_per_second"]
+        print(
+            f"{task} {method_name} {row['step']:>8} steps: return "
+            f"{returns.mean():7.0f} ({returns.min():.0f} to {returns.max():.0f}), "
+            f"{speed:.0f} steps/s",
+            flush=True,
+        )
+
+    started = time.time()
+    result = train.fit(
+        module.make(env.spec, config),
+        source,
+        num_steps=steps,
+        seeds=seeds,
+        save_to=out / f"{task}_{method_name}",
+        resume=True,
+        on_row=show,
+        settings=settings,
+    )
+    write(
+        RESULTS / f"{task}_{method_name}.json",
+        {
+            "task": task,
+            "method": method_name,
+            "seeds": [int(run["seed"]) for run in result.runs],
+            "steps": result.steps.tolist(),
+            "returns": result.returns.round(2).tolist(),
+            "final": describe(result.returns[-1]),
+            "config": dataclasses.asdict(config),
+            "num_envs": 40,
+            "length": 50,
+            "episodes_per_evaluation": settings.episodes,
+            "wall_seconds_of_last_start": round(time.time() - started, 1),
+            "steps_per_second": [
+                round(row["time"]["steps_per_second"]) for row in result.rows
+            ],
+            "command": "python -m experiments.mdpo.on_policy "
+            + shlex.join(sys.argv[1:]),
+            "environment": system.describe(),
+        },
+    )
+
+
+def describe(returns: np.ndarray) -> dict[str, float]:
+    """IQM over seeds with a 95 % bootstrap interval, mean, least and greatest."""
+    from rlx.ops import statistics
+
+    scores = np.asarray(returns, np.float64)[:, None]
+    interval = statistics.stratified_bootstrap_interval(jax.random.key(0), scores)
+    low, high = (float(x) for x in tuple(interval)[:2])
+    return {
+        "iqm": float(statistics.iqm(scores)),
+        "low": low,
+        "high": high,
+        "mean": float(scores.mean()),
+        "min": float(scores.min()),
+        "max": float(scores.max()),
+    }
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON with a final newline."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+
+
+def summarize() -> None:
+    """The table of final returns and a plot per task, from the results there are."""
+    from rlx import plot
+
+    table = []
+    by_task: dict[str, dict[str, Any]] = {}
+    for path in sorted(RESULTS.glob("*_*.json")):
+        content = json.loads(path.read_text())
+        if "returns" not in content:
+            continue
+        task = content["task"]
+        by_task.setdefault(task, {})[content["method"].upper()] = Curve(
+            np.array(content["steps"]), np.array(content["returns"])
+        )
+        table.append(
+            {
+                "task": task,
+                "method": content["method"],
+                "seeds": len(content["seeds"]),
+                "num_steps": content["steps"][-1],
+                "target": TARGETS.get(task),
+                **describe(np.array(content["returns"][-1])),
+            }
+        )
+    write(RESULTS / "summary.json", {"rows": table})
+    for task, curves in by_task.items():
+        plot.curve(curves, RESULTS / f"{task}.png")
+    for row in table:
+        print(
+            f"{row['task']:26} {row['method']:5} {row['seeds']} seeds  IQM "
+            f"{row['iqm']:7.0f} [{row['low']:.0f}, {row['high']:.0f}]"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """What `plot.curve` draws."""
+
+    steps: np.ndarray
+    returns: np.ndarray
+
+
+def main() -> None:
+    """Runs what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", default=list(BUDGETS), choices=BUDGETS)
+    parser.add_argument("--methods", nargs="+", default=["ppo", "mdpo"])
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--steps", type=int, help="instead of the task's budget")
+    parser.add_argument("--out", type=Path, default=Path("runs/experiments/mdpo"))
+    parser.add_argument("--summary", action="store_true", help="no training")
+    arguments = parser.parse_args()
+    if not arguments.summary:
+        from rlx import sharding
+
+        sharding.use_cpu_cores()
+        for task in arguments.tasks:
+            steps = arguments.steps or BUDGETS[task]
+            for method in arguments.methods:
+                train_one(task, method, arguments.seeds, steps, arguments.out)
+    summarize()
+
+
+if __name__ == "__main__":
+    main()
