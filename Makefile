@@ -9,6 +9,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 py
 	$(shell $(name) -c 'import sys; print(sys.executable) if \
 	(3, 11) <= sys.version_info[:2] < (3, 14) else None' 2>/dev/null)))
 
+VERSION := import sys; print(sys.version)
+
 METHOD ?= mdpo
 ENV    ?= hopper
 SEEDS  ?= 4
@@ -35,7 +37,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { \
 	  echo "No Python 3.11, 3.12 or 3.13 found: install one, or: make PYTHON=/path/to/python3"; \
 	  exit 1; }
-	"$(PYTHON)" -m venv --clear $(VENV)
+	@# Kept when only versions changed; made anew for another Python.
+	@test "$$($(BIN)/python -c '$(VERSION)' 2>/dev/null)" = \
+	  "$$('$(PYTHON)' -c '$(VERSION)')" || \
+	  { echo "$(PYTHON) -m venv $(VENV)"; '$(PYTHON)' -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt -e '.[test]'
 	@touch $@
@@ -59,9 +64,11 @@ test-slow: $(STAMP)  ## Run all tests, the slow ones too
 	$(PYTEST) --slow $(ARGS)
 
 lint: $(STAMP)  ## Check style and types
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+	@status=0; \
+	for check in 'ruff format --check' 'ruff check' mypy; do \
+	  echo "$$check"; $(BIN)/$$check || status=1; \
+	done; \
+	exit $$status
 
 format: $(STAMP)  ## Put the code into the house's format
 	$(BIN)/ruff format .
