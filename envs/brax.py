@@ -116,10 +116,10 @@ def adapt(env: Any, name: str, time_limit: int | None = 1000) -> Env:
         )
 
     def render(state: BraxState) -> np.ndarray:
-        from envs.mujoco import draw
+        from envs.mujoco import draw, scene
 
         model = env.sys.mj_model
-        camera = draw.Camera(distance=min(4.0, 1.5 * float(model.stat.extent)))
+        camera = scene.Camera(distance=min(4.0, 1.5 * float(model.stat.extent)))
         joints = np.asarray(state.state.pipeline_state.q)
         return draw.render(model, joints, camera=camera)
 
