@@ -73,8 +73,10 @@ def _ant_after_reset(c: Context, qpos: Any, qvel: Any) -> Physics | None:
     """Contact forces are zero before the first step; the torso is where qpos says."""
     if c.model.body(c.option.main_body).id != 1:
         return None
-    forces = c.xp.zeros((c.model.nbody, 6))
-    xpos = c.xp.broadcast_to(qpos[:3], (c.model.nbody, 3))  # only the torso's is read
+    lead = qpos.shape[:-1]
+    forces = c.xp.zeros((*lead, c.model.nbody, 6))
+    # Only the torso's place is read.
+    xpos = c.xp.broadcast_to(qpos[..., None, :3], (*lead, c.model.nbody, 3))
     return Physics(qpos=qpos, qvel=qvel, xpos=xpos, cfrc_ext=forces)
 
 
@@ -108,7 +110,8 @@ ANT = Task(
         "exclude_current_positions_from_observation": True,
         "include_cfrc_ext_in_observation": True,
     },
-    reset=noise.normal,
+    draw=noise.normal,
+    start=noise.start,
     observe=_ant_observe,
     position=_ant_position,
     outcome=_ant_outcome,
@@ -173,7 +176,8 @@ HUMANOID = Task(
         "include_qfrc_actuator_in_observation": True,
         "include_cfrc_ext_in_observation": True,
     },
-    reset=noise.uniform,
+    draw=noise.uniform,
+    start=noise.start,
     observe=_humanoid_observe,
     position=_centre_of_mass,
     outcome=_humanoid_outcome,

@@ -32,7 +32,7 @@ from flax import struct
 from envs.mujoco import bits, hostcall
 from envs.mujoco.model import load
 from envs.mujoco.physics import Simulator
-from envs.mujoco.task import Context, Physics, Task
+from envs.mujoco.task import Context, Task
 from rlx.types import Box, Env, EnvSpec, Step
 
 
@@ -100,8 +100,9 @@ class Engine:
             qpos=model.qpos0.copy(),
             xp=np,
         )
+        draws = jax.eval_shape(lambda: task.draw(self.context, jax.random.key(0)))
         rows, observation = Simulator(task, self.context, 1).reset(
-            model.qpos0[None], np.zeros((1, model.nv))
+            np.zeros((1, *draws.shape), np.float32)
         )
         self.observation_size = observation.shape[-1]
         self._physics = jax.ShapeDtypeStruct((rows.shape[-1], 2), jnp.uint32)
@@ -119,36 +120,12 @@ class Engine:
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return `(physics, observation)` of a new episode."""
-        c = self.context._replace(xp=jnp)
-        qpos, qvel = self.task.reset(c, key)
-        p = self._after_reset(c, qpos, qvel)
-        if p is None:
-            return self._call_reset(qpos, qvel)
-        # Nothing here needs MuJoCo: time, activations and warm start are zero.
-        position = self.task.position(c, p)
-        rest = self._physics.shape[0] - 1 - sum(map(len, (qpos, qvel, position)))
-        row = [jnp.zeros(1), qpos, qvel, jnp.zeros(rest), position]
-        return bits.widen(jnp.concatenate(row)), self.task.observe(c, p)
-
-    def _after_reset(
-        self, c: Context, qpos: jax.Array, qvel: jax.Array
-    ) -> Physics | None:
-        """Return what MuJoCo's forward pass would, where that is known without it."""
-        if not self.task.fields:
-            return Physics(qpos=qpos, qvel=qvel)
-        if self.task.after_reset is None:
-            return None
-        return self.task.after_reset(c, qpos, qvel)
-
-    def _call_reset(
-        self, qpos: jax.Array, qvel: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
         observation = jax.ShapeDtypeStruct((self.observation_size,), jnp.float32)
         return hostcall.call(
             self._call_name("reset"),
             self._host_reset,
             (self._physics, observation),
-            jnp.concatenate([qpos, qvel]),
+            self.task.draw(self.context, key),
         )
 
     def _call_name(self, what: str) -> str:
@@ -192,14 +169,10 @@ class Engine:
 
     # ----------------------------------------- on the host: NumPy only, no JAX calls
 
-    def _host_reset(self, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        joints = joints.astype(np.float64)
-        lead = joints.shape[:-1]
-        joints = joints.reshape(-1, joints.shape[-1])
-        nq = self.context.model.nq
+    def _host_reset(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        lead = draws.shape[:-1]
         with self._simulator() as simulator:
-            rows, observation = simulator.reset(joints[:, :nq], joints[:, nq:])
-        observation = observation.astype(np.float32)
+            rows, observation = simulator.reset(draws.reshape(-1, draws.shape[-1]))
         return bits.pack(rows).reshape(*lead, -1, 2), observation.reshape(*lead, -1)
 
     def _host_step(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -34,6 +34,17 @@ class Simulator:
         self._context = context
         self._threads = threads
         self._buffers: dict[int, _Buffers] = {}
+        mujoco = import_mujoco()
+        state = mujoco.mjtState
+        self._head = mujoco.mj_stateSize(
+            context.model,
+            state.mjSTATE_TIME.value
+            | state.mjSTATE_QPOS.value
+            | state.mjSTATE_QVEL.value
+            | state.mjSTATE_ACT.value
+            | state.mjSTATE_HISTORY.value
+            | state.mjSTATE_WARMSTART.value,
+        )
 
     def _get(self, size: int) -> _Buffers:
         if size not in self._buffers:
@@ -50,42 +61,48 @@ class Simulator:
         else:
             batch = mujoco.batch.Batch(model, size, threads)
             batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE)
-        state, warning = mujoco.mjtState, mujoco.mjtWarning
-        head = mujoco.mj_stateSize(
-            model,
-            state.mjSTATE_TIME.value
-            | state.mjSTATE_QPOS.value
-            | state.mjSTATE_QVEL.value
-            | state.mjSTATE_ACT.value
-            | state.mjSTATE_HISTORY.value
-            | state.mjSTATE_WARMSTART.value,
-        )
+        warning = mujoco.mjtWarning
         first, last = warning.mjWARN_BADQPOS.value, warning.mjWARN_BADQACC.value
         names = ("qpos", "qvel", *fields)
         return _Buffers(
             batch=batch,
-            head=batch.state[:, :head],
+            head=batch.state[:, : self._head],
             ctrl=batch.bind("ctrl"),
             warning=batch.warning[:, first : last + 1, 1],
             physics=Physics(**{name: batch.bind(name) for name in names}),
         )
 
-    def reset(
-        self, qpos: np.ndarray, qvel: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return `(rows, observation)`, float64 `[B, n + P]` and `[B, O]`.
+    def reset(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return `(rows, observation)`, float64 `[B, n + P]` and float32 `[B, O]`.
 
         A row is the head of the integration state, then the task's position.
+
+        Args:
+          draws: `float32[B, D]`, from the task's `draw`.
         """
         task, c = self._task, self._context
-        buffers = self._get(len(qpos))
-        p = buffers.physics
-        buffers.head[:] = 0
-        buffers.ctrl[:] = 0
-        p.qpos[:], p.qvel[:] = qpos, qvel
-        buffers.batch.forward()
-        rows = np.concatenate([buffers.head, task.position(c, p)], axis=-1)
-        return rows, task.observe(c, p)
+        qpos, qvel = task.start(c, draws.astype(np.float64))
+        # Time, activations and the warm start are zero, as `mj_resetData` leaves them.
+        head = np.zeros((len(draws), self._head))
+        head[:, 1 : 1 + c.model.nq] = qpos
+        head[:, 1 + c.model.nq :][:, : c.model.nv] = qvel
+        p = self._after_reset(qpos, qvel)
+        if p is None:
+            buffers = self._get(len(draws))
+            buffers.head[:], buffers.ctrl[:] = head, 0
+            buffers.batch.forward()
+            p = buffers.physics
+        rows = np.concatenate([head, task.position(c, p)], axis=-1)
+        return rows, task.observe(c, p).astype(np.float32)
+
+    def _after_reset(self, qpos: np.ndarray, qvel: np.ndarray) -> Physics | None:
+        """Return what a forward pass would give, where that is known without it."""
+        task = self._task
+        if not task.fields:
+            return Physics(qpos=qpos, qvel=qvel)
+        if task.after_reset is None:
+            return None
+        return task.after_reset(self._context, qpos, qvel)
 
     def step(
         self, rows: np.ndarray, action: np.ndarray
@@ -114,13 +131,13 @@ class Simulator:
         with np.errstate(all="ignore"):  # rows that diverged are overwritten below
             observation = task.observe(c, p)
             reward, terminated, info = task.outcome(c, before, p, action)
+            columns = [reward, terminated, *(info[name] for name in task.info)]
             rows = np.concatenate([head, task.position(c, p)], axis=-1)
-        size = observation.shape[-1]
-        values = np.empty((len(rows), size + 2 + len(task.info)), np.float32)
-        values[:, :size] = observation
-        values[:, size], values[:, size + 1] = reward, terminated
-        for i, name in enumerate(task.info, size + 2):
-            values[:, i] = info[name]
+            size = observation.shape[-1]
+            values = np.empty((len(rows), size + len(columns)), np.float32)
+            values[:, :size] = observation
+            for i, column in enumerate(columns, size):
+                values[:, i] = column
         if not sane.all():
             rows[~sane] = np.nan
             values[~sane] = np.nan

@@ -26,19 +26,29 @@ def _effort(c: Context, action: Any) -> Any:
     return -c.xp.square(action).sum(axis=-1) * c.option.reward_control_weight
 
 
+def _append(c: Context, vector: Any, *values: Any) -> Any:
+    """Return `[..., n]` with scalars `[...]` behind it."""
+    tail = [c.xp.broadcast_to(x, vector.shape[:-1])[..., None] for x in values]
+    return c.xp.concatenate([vector, *tail], axis=-1)
+
+
 # -------------------------------------------------------------------------- reacher
 
 
-def _reacher_reset(c: Context, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _reacher_draw(c: Context, key: jax.Array) -> jax.Array:
+    """Return draws for positions and velocities, the goal's radius and its angle."""
+    return jax.random.uniform(key, (c.model.nq + c.model.nv + 2,), minval=-1.0)
+
+
+def _reacher_start(c: Context, draws: Any) -> tuple[Any, Any]:
     """Arm near zero; goal uniform in the disc of radius 0.2."""
-    for_qpos, for_qvel, for_radius, for_angle = jax.random.split(key, 4)
-    qpos = jax.random.uniform(for_qpos, (c.model.nq,), minval=-0.1, maxval=0.1)
-    qvel = jax.random.uniform(for_qvel, (c.model.nv,), minval=-0.005, maxval=0.005)
-    radius = 0.2 * jnp.sqrt(jax.random.uniform(for_radius))
-    angle = jax.random.uniform(for_angle, maxval=2 * jnp.pi)
-    goal = radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
-    qpos = c.qpos.astype("float32") + qpos
-    return qpos.at[-2:].set(goal), qvel.at[-2:].set(0.0)
+    nq, nv = c.model.nq, c.model.nv
+    radius = 0.2 * c.xp.sqrt(0.5 + 0.5 * draws[..., -2])
+    angle = c.xp.pi * draws[..., -1]
+    goal = [radius * c.xp.cos(angle), radius * c.xp.sin(angle)]
+    qpos = c.qpos[:-2] + 0.1 * draws[..., : nq - 2]
+    qvel = 0.005 * draws[..., nq : nq + nv - 2]
+    return _append(c, qpos, *goal), _append(c, qvel, 0.0, 0.0)
 
 
 def _reacher_observe(c: Context, p: Physics) -> Any:
@@ -69,7 +79,8 @@ REACHER = Task(
     frame_skip=2,
     time_limit=50,
     options={"reward_dist_weight": 1.0, "reward_control_weight": 1.0},
-    reset=_reacher_reset,
+    draw=_reacher_draw,
+    start=_reacher_start,
     observe=_reacher_observe,
     position=nowhere,
     outcome=_reacher_outcome,
@@ -82,24 +93,35 @@ REACHER = Task(
 # --------------------------------------------------------------------------- pusher
 
 
-def _pusher_reset(c: Context, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Arm at its initial pose; object uniform in a box, not within 0.17 of the goal."""
+def _pusher_draw(c: Context, key: jax.Array) -> jax.Array:
+    """Return draws for velocities and the object's place, far enough from the goal."""
     for_object, for_qvel = jax.random.split(key)
-    low, high = jnp.array([-0.3, -0.2]), jnp.array([0.0, 0.2])
 
     def draw(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         rest, this = jax.random.split(carry[0])
-        return rest, jax.random.uniform(this, (2,), minval=low, maxval=high)
+        return rest, jax.random.uniform(this, (2,), minval=-1.0)
 
     def too_near(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jnp.linalg.norm(carry[1]) <= 0.17
+        x, y = _object_place(carry[1])
+        return jnp.hypot(x, y) <= 0.17
 
-    # The start value is at the goal, so that at least one draw is made.
-    _, place = jax.lax.while_loop(too_near, draw, (for_object, jnp.zeros(2)))
-    qpos = jnp.asarray(c.qpos, jnp.float32)
-    qpos = qpos.at[-4:-2].set(place).at[-2:].set(0.0)
-    qvel = jax.random.uniform(for_qvel, (c.model.nv,), minval=-0.005, maxval=0.005)
-    return qpos, qvel.at[-4:].set(0.0)
+    # The start value lies on the goal, so that at least one draw is made.
+    _, place = jax.lax.while_loop(too_near, draw, (for_object, jnp.array([1.0, 0.0])))
+    qvel = jax.random.uniform(for_qvel, (c.model.nv,), minval=-1.0)
+    return jnp.concatenate([qvel, place])
+
+
+def _object_place(draws: Any) -> tuple[Any, Any]:
+    """Return x in [-0.3, 0) and y in [-0.2, 0.2): the object, seen from the goal."""
+    return 0.15 * (draws[..., -2] - 1), 0.2 * draws[..., -1]
+
+
+def _pusher_start(c: Context, draws: Any) -> tuple[Any, Any]:
+    """Arm at its initial pose, object at its place, goal at the origin."""
+    qpos = c.xp.broadcast_to(c.qpos[:-4], (*draws.shape[:-1], c.model.nq - 4))
+    qpos = _append(c, qpos, *_object_place(draws), 0.0, 0.0)
+    qvel = 0.005 * draws[..., : c.model.nv - 4]
+    return qpos, _append(c, qvel, 0.0, 0.0, 0.0, 0.0)
 
 
 def _pusher_observe(c: Context, p: Physics) -> Any:
@@ -126,7 +148,8 @@ PUSHER = Task(
         "reward_dist_weight": 1.0,
         "reward_control_weight": 0.1,
     },
-    reset=_pusher_reset,
+    draw=_pusher_draw,
+    start=_pusher_start,
     observe=_pusher_observe,
     position=nowhere,
     outcome=_pusher_outcome,

@@ -1,6 +1,6 @@
 """What a MuJoCo task is, whichever engine runs it.
 
-A `Task` is one record: model file, frame skip, and four functions of arrays. They
+A `Task` is one record: model file, frame skip, and a few functions of arrays. They
 receive a `Context` (constants and the array namespace: NumPy on the native engine,
 `jax.numpy` elsewhere) and a `Physics` whose arrays have any leading axes.
 """
@@ -59,8 +59,10 @@ class Task:
     time_limit: int
     options: Mapping[str, Any]
     """Default of every option."""
-    reset: Callable[[Context, Any], tuple[Any, Any]]
-    """`(context, key) -> (qpos, qvel)`: float32 draws of the initial state, in JAX."""
+    draw: Callable[[Context, Any], Any]
+    """`(context, key) -> draws [D]`: the randomness of a reset, in JAX."""
+    start: Callable[[Context, Any], tuple[Any, Any]]
+    """`(context, draws [..., D]) -> (qpos, qvel)`: the initial state."""
     observe: Callable[[Context, Physics], Any]
     """`(context, physics) -> observation [..., O]`."""
     position: Callable[[Context, Physics], Any]
