@@ -312,8 +312,7 @@ def _moments_about(
     first = jnp.sum(shifted, axes) / count
     deviation = jnp.where(mask, shifted - _like(first, x), 0)
     second = jnp.sum(deviation, axes) / count
-    summed = jnp.sum(jnp.square(deviation), axes) - count * jnp.square(second)
-    return first + second, jnp.maximum(summed, 0)
+    return first + second, jnp.sum(jnp.square(deviation), axes)
 
 
 def _combine(

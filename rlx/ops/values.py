@@ -90,10 +90,7 @@ def clipped_value_loss(
     chex.assert_rank(clip, 0)
     old = jax.lax.stop_gradient(behaviour_value)
     near = old + jnp.clip(value - old, -clip, clip)
-    plain, clipped = squared_error(value, target), squared_error(near, target)
-    # A plain `maximum` halves the gradient where the two are equal, which is wherever
-    # nothing is clipped (in every first step); there the plain one must pass whole.
-    return jnp.where(clipped > plain, clipped, plain)
+    return jnp.maximum(squared_error(value, target), squared_error(near, target))
 
 
 def expectile_loss(value: Array, target: Array, expectile: float | Array) -> Array:

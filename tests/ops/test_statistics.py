@@ -177,6 +177,17 @@ def test_bootstrap_covers_the_truth_as_often_as_it_says():
     assert 0.90 < hits / 200 < 0.98
 
 
+def test_bootstrap_draws_each_task_by_itself(key):
+    # The mean of four equal columns, each resampled by itself, varies half as much.
+    x = scores(9, 30, 1)
+    wide = statistics.stratified_bootstrap_interval(key, x, statistics.mean, 8000)
+    narrow = statistics.stratified_bootstrap_interval(
+        key, np.tile(x, 4), statistics.mean, 8000
+    )
+    ratio = (wide.high - wide.low) / (narrow.high - narrow.low)
+    assert 1.85 < ratio < 2.15
+
+
 def test_bootstrap_of_pairs(key):
     x, y = scores(6, 20, 3) + 0.5, scores(7, 15, 3)
     probability = statistics.probability_of_improvement
