@@ -109,8 +109,7 @@ def _gradient_steps(
         )
     if count == 1 and method.num_epochs == 1:
         learner, metrics = gradient_step(method, learner, batch, key)
-        metrics.pop(STOP, None)
-        return learner, metrics
+        return learner, {k: v for k, v in metrics.items() if k != STOP}
 
     def minibatch_step(carry, inputs):
         learner, stop = carry
@@ -121,7 +120,8 @@ def _gradient_steps(
         new, metrics = gradient_step(method, learner, minibatch, key)
         if STOP not in metrics:
             return (new, stop), (metrics, jnp.ones(()))
-        stop = stop | metrics.pop(STOP)
+        stop = stop | metrics[STOP]
+        metrics = {k: v for k, v in metrics.items() if k != STOP}
         taken = 1.0 - stop.astype(jnp.float32)
         new = jax.tree.map(lambda a, b: jnp.where(stop, a, b), learner, new)
         return (new, stop), (metrics, taken)
@@ -152,8 +152,8 @@ def _shuffled(key: Key, size: int, num_epochs: int, num_minibatches: int) -> Arr
 
 
 def _leading_size(batch: PyTree) -> int:
-    sizes = {x.shape[0] if x.ndim else None for x in jax.tree.leaves(batch)}
-    if len(sizes) != 1 or None in sizes:
+    sizes = {x.shape[0] if x.ndim else 0 for x in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
             "the leaves of a prepared batch must share their leading axis, got sizes "
             f"{sorted(map(str, sizes))}: reshape them in the method's `prepare`"

@@ -79,7 +79,11 @@ def test_vmapped_seeds_equal_solo_runs(name):
         alone, _ = advance(init(keys[i]))
         mine = jax.tree.map(lambda x, i=i: x[i], together)
         chex.assert_trees_all_close(
-            _numbers(mine.learner), _numbers(alone.learner), rtol=1e-4, atol=1e-5
+            mine.learner.params, alone.learner.params, rtol=1e-4, atol=1e-5
+        )
+        # Second moments and rounding remainders are small differences of sums.
+        chex.assert_trees_all_close(
+            _numbers(mine.learner), _numbers(alone.learner), rtol=1e-3, atol=1e-3
         )
 
 

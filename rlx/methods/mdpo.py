@@ -18,12 +18,13 @@ import chex
 import jax.numpy as jnp
 
 from rlx.methods import _on_policy
+from rlx.methods._on_policy_config import OnPolicyConfig
 from rlx.ops import distributions
 from rlx.types import Array, EnvSpec, Method, Metrics
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(_on_policy.OnPolicyConfig):
+class Config(OnPolicyConfig):
     """MDPO's own fields. Advantages must be standardised for t to be scale-free."""
 
     step_size: float = 1.0
@@ -70,7 +71,7 @@ def loss(
 
 
 def step_size_at(progress: Array, config: Config) -> Array:
-    """The step size t after a fraction `progress` of the schedule: linear, never below the floor."""
+    """The step size t after a fraction `progress` of the schedule, never below its floor."""
     left = 1.0 - progress if config.anneal_step_size else jnp.ones_like(progress)
     return jnp.maximum(config.step_size * left, config.minimum_step_size)
 

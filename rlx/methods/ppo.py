@@ -17,11 +17,12 @@ import chex
 import jax.numpy as jnp
 
 from rlx.methods import _on_policy
+from rlx.methods._on_policy_config import OnPolicyConfig
 from rlx.types import Array, EnvSpec, Method, Metrics
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(_on_policy.OnPolicyConfig):
+class Config(OnPolicyConfig):
     """PPO's own fields."""
 
     clip: float = 0.2

@@ -10,6 +10,7 @@ variants). Without it a method is run on a continuous and on a discrete probe.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import pkgutil
@@ -51,9 +52,15 @@ def cases(name: str, module: ModuleType) -> dict[str, Case]:
 def on_policy_case(module: ModuleType, env_name: str, **fields: object) -> Case:
     """A small on-policy method and its rollout on one of the probes."""
     env = probe.make(env_name)
-    config = module.Config(
-        num_epochs=2, num_minibatches=2, hidden_sizes=(8,), anneal_steps=100, **fields
-    )
+    small = {
+        "num_epochs": 2,
+        "num_minibatches": 2,
+        "hidden_sizes": (8,),
+        "anneal_steps": 100,
+    }
+    known = {field.name for field in dataclasses.fields(module.Config)}
+    fields = {k: v for k, v in small.items() if k in known} | fields
+    config = module.Config(**fields)
     return module.make(env.spec, config), rollout(env, num_envs=4, length=8)
 
 

@@ -169,5 +169,4 @@ def conformance_cases():
     return {
         "lqr": conformance.on_policy_case(mdpo, "lqr"),
         "cartpole": conformance.on_policy_case(mdpo, "cartpole"),
-        "recurrent": conformance.on_policy_case(mdpo, "memory", recurrent_size=4),
     }

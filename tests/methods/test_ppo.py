@@ -20,7 +20,6 @@ from tests.methods import conformance
 
 def conformance_cases():
     return {
-        "lqr": conformance.on_policy_case(ppo, "lqr"),
         "squashed": conformance.on_policy_case(
             ppo, "pendulum", squash=True, state_dependent_scale=True, value_clip=0.2
         ),
