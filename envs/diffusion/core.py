@@ -71,8 +71,8 @@ class Diffusion(NamedTuple):
     """`J(time, state [d]) -> []` under `policy`, where a formula is known."""
 
 
-def mesh(horizon: float, step_size: float) -> Array:
-    """The uniform mesh `[N + 1]` from 0 to `horizon` with steps of `step_size`.
+def num_steps(horizon: float, step_size: float) -> int:
+    """How many steps of `step_size` make up `horizon`.
 
     Raises:
       ValueError: not positive and finite, or the step does not divide the horizon.
@@ -80,14 +80,23 @@ def mesh(horizon: float, step_size: float) -> Array:
     for name, value in (("horizon", horizon), ("step_size", step_size)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be positive and finite, got {value}")
-    num_steps = round(horizon / step_size)
-    if num_steps < 1 or abs(num_steps * step_size - horizon) > 1e-9 * horizon:
-        nearest = horizon / max(num_steps, 1)
+    count = round(horizon / step_size)
+    if count < 1 or abs(count * step_size - horizon) > 1e-9 * horizon:
+        nearest = horizon / max(count, 1)
         raise ValueError(
             f"step_size={step_size} does not divide horizon={horizon}: "
             f"the nearest step that does is {nearest:.12g}"
         )
-    return jnp.linspace(0.0, horizon, num_steps + 1)
+    return count
+
+
+def mesh(horizon: float, step_size: float) -> Array:
+    """The uniform mesh `[N + 1]` from 0 to `horizon` with steps of `step_size`.
+
+    Raises:
+      ValueError: not positive and finite, or the step does not divide the horizon.
+    """
+    return jnp.linspace(0.0, horizon, num_steps(horizon, step_size) + 1)
 
 
 def brownian(key: Key, time: Array, shape: tuple[int, ...]) -> Array:
@@ -108,28 +117,28 @@ def brownian(key: Key, time: Array, shape: tuple[int, ...]) -> Array:
       `[N, *shape]`, increment i has mean 0 and variance `time[i + 1] - time[i]`.
     """
     chex.assert_rank(time, 1)
-    num_steps = time.shape[0] - 1
-    if num_steps < 1:
-        raise ValueError(f"a mesh needs at least 2 points, got {num_steps + 1}")
-    levels = (num_steps & -num_steps).bit_length() - 1
+    count = time.shape[0] - 1
+    if count < 1:
+        raise ValueError(f"a mesh needs at least 2 points, got {count + 1}")
+    levels = (count & -count).bit_length() - 1
 
     def column(x: Array) -> Array:
         return x.reshape((-1,) + (1,) * len(shape))
 
     # One key per increment, in the order of the levels: a finer mesh only adds keys.
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_steps))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
     normal = jax.vmap(lambda k: jax.random.normal(k, shape, time.dtype))(keys)
     stride = 1 << levels
     coarse = time[::stride]
-    noise = column(jnp.sqrt(jnp.diff(coarse))) * normal[: num_steps // stride]
+    noise = column(jnp.sqrt(jnp.diff(coarse))) * normal[: count // stride]
     for _ in range(levels):
         stride //= 2
         fine = jnp.diff(time[::stride])
         left, right = fine[0::2], fine[1::2]
         total = left + right
         displacement = column(jnp.sqrt(left * right / total))
-        count = noise.shape[0]
-        first = column(left / total) * noise + displacement * normal[count : 2 * count]
+        drawn = normal[noise.shape[0] : 2 * noise.shape[0]]
+        first = column(left / total) * noise + displacement * drawn
         noise = jnp.stack([first, noise - first], 1).reshape(-1, *shape)
     return noise
 

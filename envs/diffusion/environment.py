@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs.diffusion.core import Diffusion, mesh
+from envs.diffusion.core import Diffusion, num_steps
 from envs.diffusion.paths import observe, step_function
 from rlx.types import Array, Box, Env, EnvSpec, Key, Step
 
@@ -52,7 +52,7 @@ def make(
     length = diffusion.horizon if finite else duration
     if length is None:
         raise ValueError(f"{diffusion.name} has no horizon: give duration=...")
-    num_steps = mesh(length, step_size).shape[0] - 1
+    limit = num_steps(length, step_size)
     advance = step_function(diffusion, scheme)
     worth = math.exp(-diffusion.discount_rate * step_size)
 
@@ -73,7 +73,7 @@ def make(
         following = advance(now, state, action, step_size, noise)
         reward = diffusion.reward(now, state, action) * step_size
         index = env_state.index + 1
-        end = index >= num_steps
+        end = index >= limit
         if finite:
             reward = reward + jnp.where(end, worth * diffusion.terminal(following), 0.0)
         sound = jnp.all(jnp.isfinite(following)) & jnp.isfinite(reward)
@@ -91,7 +91,7 @@ def make(
         name=f"diffusion/{diffusion.name}",
         observation=Box((diffusion.dimension + finite,)),
         action=Box((max(diffusion.action_dimension, 1),)),
-        time_limit=None if finite else num_steps,
+        time_limit=None if finite else limit,
         control_frequency=1.0 / step_size,
     )
     return Env(reset, step, spec)

@@ -94,7 +94,7 @@ def trace_weight(duration: Array, lambda_: float | Array) -> Array:
     """
     lambda_ = jnp.asarray(lambda_, duration.dtype)
     inner = (lambda_ > 0) & (lambda_ < 1)
-    # log is taken inside (0, 1) only, so that no branch is NaN, nor its gradient.
+    # The logarithm is taken inside (0, 1) only, so that no branch is NaN.
     log = jnp.log(jnp.where(inner, lambda_, 0.5))
     weight = jnp.expm1(duration * log) / jnp.expm1(log)
     edge = jnp.where(lambda_ > 0, duration, jnp.ones_like(duration))
