@@ -71,7 +71,7 @@ def loss(
 
 
 def step_size_at(progress: Array, config: Config) -> Array:
-    """The step size t after a fraction `progress` of the schedule, never below its floor."""
+    """The step size t after the fraction `progress` of the schedule."""
     left = 1.0 - progress if config.anneal_step_size else jnp.ones_like(progress)
     return jnp.maximum(config.step_size * left, config.minimum_step_size)
 
