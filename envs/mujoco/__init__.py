@@ -50,9 +50,10 @@ def make(
       ImportError: mujoco or gymnasium (whose model files are used) is missing.
     """
     from envs.mujoco import catalogue, native
+    from envs.mujoco.naming import check_choice
 
     task = catalogue.lookup(name)
-    catalogue.check_choice("MuJoCo engine", engine, _ENGINES)
+    check_choice("MuJoCo engine", engine, _ENGINES)
     if time_limit == _DEFAULT_LIMIT:
         time_limit = task.time_limit
     for label, value in (("time_limit", time_limit), ("threads", threads)):

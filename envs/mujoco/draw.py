@@ -138,12 +138,12 @@ def _overlay(
     image: np.ndarray, view: View, planes: list[Geom], geoms: list[Geom]
 ) -> None:
     """Draw the geoms into `image`, in front of what they hide."""
-    boxes = [scene.bounds(view, geom.position, geom.radius) for geom in geoms]
-    boxes = [b for b in boxes if b is not None]
-    if not boxes:
+    parts = [(g, scene.bounds(view, g.position, g.radius)) for g in geoms]
+    seen = [(geom, box) for geom, box in parts if box is not None]
+    if not seen:
         return
-    left, top = np.min([b[:2] for b in boxes], axis=0)
-    right, bottom = np.max([b[2:] for b in boxes], axis=0)
+    left, top = np.min([box[:2] for _, box in seen], axis=0)
+    right, bottom = np.max([box[2:] for _, box in seen], axis=0)
     n = _SAMPLES
     columns = left + (np.arange((right - left) * n) + 0.5) / n
     rows = top + (np.arange((bottom - top) * n) + 0.5) / n
@@ -153,12 +153,8 @@ def _overlay(
         depth = np.minimum(depth, scene.plane_depth(plane, view.eye, rays))
     colour, normal = np.zeros_like(rays), np.zeros_like(rays)
     cover = np.zeros(depth.shape, bool)
-    for geom in geoms:
-        bounds = scene.bounds(view, geom.position, geom.radius)
-        if bounds is None:
-            continue
-        low, high = bounds[1::2] - top, bounds[::2] - left
-        part = slice(*(n * low)), slice(*(n * high))
+    for geom, box in seen:
+        part = slice(*(n * (box[1::2] - top))), slice(*(n * (box[::2] - left)))
         t, facing = scene.hit(geom, view.eye, rays[part])
         front = t < depth[part]
         depth[part][front] = t[front]

@@ -128,7 +128,7 @@ def _arrays(buffers: _Buffers) -> list[np.ndarray]:
         shape, dtype = buffer.dims[: buffer.rank], _DTYPES[buffer.dtype]
         size = dtype.itemsize * int(np.prod(shape))
         raw = (ctypes.c_char * size).from_address(buffer.data or 0)
-        arrays.append(np.frombuffer(raw, dtype).reshape(shape))
+        arrays.append(np.frombuffer(memoryview(raw), dtype).reshape(shape))
     return arrays
 
 
@@ -172,9 +172,9 @@ _lock = threading.Lock()
 def call(
     name: str,
     function: HostFunction,
-    results: Sequence[jax.ShapeDtypeStruct],
+    results: tuple[jax.ShapeDtypeStruct, ...],
     argument: jax.Array,
-) -> Sequence[jax.Array]:
+) -> tuple[jax.Array, ...]:
     """Return `function(argument)`; under any number of `vmap`s it is one call.
 
     Args:
@@ -187,11 +187,12 @@ def call(
     if jax.default_backend() != "cpu" or not _register(name, function):
         return jax.pure_callback(
             lambda x: tuple(function(np.asarray(x))),
-            tuple(results),
+            results,
             argument,
             vmap_method="broadcast_all",
         )
-    return jax.ffi.ffi_call(name, tuple(results), vmap_method="broadcast_all")(argument)
+    run = jax.ffi.ffi_call(name, results, vmap_method="broadcast_all")
+    return tuple(run(argument))
 
 
 def _register(name: str, function: HostFunction) -> bool:

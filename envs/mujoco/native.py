@@ -120,13 +120,14 @@ class Engine:
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return `(physics, observation)` of a new episode."""
-        observation = jax.ShapeDtypeStruct((self.observation_size,), jnp.float32)
-        return hostcall.call(
+        shape = jax.ShapeDtypeStruct((self.observation_size,), jnp.float32)
+        physics, observation = hostcall.call(
             self._call_name("reset"),
             self._host_reset,
-            (self._physics, observation),
+            (self._physics, shape),
             self.task.draw(self.context, key),
         )
+        return physics, observation
 
     def _call_name(self, what: str) -> str:
         """Return a name that is the same wherever the same numbers are computed."""
@@ -149,12 +150,13 @@ class Engine:
         )
         width = self.observation_size + 2 + len(self.task.info)
         # One argument: each has a price on its way to the host.
-        return hostcall.call(
+        physics, values = hostcall.call(
             self._call_name("step"),
             self._host_step,
             (self._physics, jax.ShapeDtypeStruct((width,), jnp.float32)),
             jnp.concatenate([physics.reshape(-1), action]),
         )
+        return physics, values
 
     def read(self, values: jax.Array, truncated: jax.Array) -> Step:
         """Return the `Step` that `values` describe."""
@@ -201,9 +203,9 @@ class Engine:
 
     def render(self, state: State, **options: Any) -> np.ndarray:
         """Draw one concrete state as `uint8[H, W, 3]`, without GPU or display."""
-        from envs.mujoco import draw
+        from envs.mujoco import draw, scene
 
         nq = self.context.model.nq
         qpos = bits.unpack(np.asarray(state.physics))[1 : 1 + nq]
-        camera = draw.Camera(**self.task.camera)
+        camera = scene.Camera(**self.task.camera)
         return draw.render(self.context.model, qpos, **{"camera": camera, **options})

@@ -23,6 +23,17 @@ class _Buffers(NamedTuple):
     physics: Physics
 
 
+def head_size(model: Any) -> int:
+    """Return how many numbers of `mjSTATE_INTEGRATION` a state carries.
+
+    They are its head: time, positions, velocities, activations, history, warm start.
+    What follows (controls, applied forces, mocap bodies) is an input, or constant.
+    """
+    mujoco = import_mujoco()
+    last = mujoco.mjtState.mjSTATE_WARMSTART.value  # components lie in order of bits
+    return mujoco.mj_stateSize(model, 2 * last - 1)
+
+
 class Simulator:
     """Steps batches of states of one task; used by one thread at a time.
 
@@ -34,17 +45,7 @@ class Simulator:
         self._context = context
         self._threads = threads
         self._buffers: dict[int, _Buffers] = {}
-        mujoco = import_mujoco()
-        state = mujoco.mjtState
-        self._head = mujoco.mj_stateSize(
-            context.model,
-            state.mjSTATE_TIME.value
-            | state.mjSTATE_QPOS.value
-            | state.mjSTATE_QVEL.value
-            | state.mjSTATE_ACT.value
-            | state.mjSTATE_HISTORY.value
-            | state.mjSTATE_WARMSTART.value,
-        )
+        self._head = head_size(context.model)
 
     def _get(self, size: int) -> _Buffers:
         if size not in self._buffers:

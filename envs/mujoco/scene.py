@@ -86,7 +86,8 @@ def place(camera: Camera, data: Any, width: int, height: int) -> View:
 
 def geoms_of(model: Any, data: Any) -> tuple[list[Geom], list[Geom]]:
     """Return the planes and the other geoms that MuJoCo shows by default."""
-    planes, geoms = [], []
+    planes: list[Geom] = []
+    geoms: list[Geom] = []
     for i in range(model.ngeom):
         rgba = model.geom_rgba[i]
         if model.geom_matid[i] >= 0 and np.allclose(rgba, _DEFAULT_RGBA):
@@ -99,8 +100,14 @@ def geoms_of(model: Any, data: Any) -> tuple[list[Geom], list[Geom]]:
         if shape is None:  # meshes and the like: the box around them
             centre, size = model.geom_aabb[i].reshape(2, 3)
             shape, position = shapes.box, position + rotation @ centre
-        arrays = (x.astype(np.float32) for x in (size, position, rotation, rgba[:3]))
-        geom = Geom(shape, *arrays, float(model.geom_rbound[i]))
+        geom = Geom(
+            shape,
+            size.astype(np.float32),
+            position.astype(np.float32),
+            rotation.astype(np.float32),
+            rgba[:3].astype(np.float32),
+            float(model.geom_rbound[i]),
+        )
         is_plane = kind == import_mujoco().mjtGeom.mjGEOM_PLANE.value
         (planes if is_plane else geoms).append(geom)
     return planes, geoms
