@@ -201,6 +201,20 @@ def test_an_elementwise_loss_refuses_shapes_that_would_broadcast(loss):
             loss(**bad, **keywords)
 
 
+@pytest.mark.parametrize(
+    "loss", elementwise_losses().values(), ids=elementwise_losses()
+)
+def test_an_elementwise_loss_refuses_integers(loss):
+    names = _array_arguments(loss)
+    keywords = {
+        name: 0.5
+        for name, p in inspect.signature(loss).parameters.items()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is p.empty
+    }
+    with pytest.raises(AssertionError):
+        loss(**{name: jnp.arange(4) for name in names}, **keywords)
+
+
 def _numbers(tree):
     """Typed keys as their numbers, for comparisons."""
     return jax.tree.map(

@@ -62,9 +62,10 @@ def loss(
       `[...]` the loss to minimise.
 
     Raises:
-      AssertionError: the arrays' shapes differ.
+      AssertionError: the arrays' shapes differ, or one does not hold floats.
     """
     chex.assert_equal_shape([log_prob, behaviour_log_prob, advantage, kl])
+    chex.assert_type([log_prob, behaviour_log_prob, advantage, kl], float)
     # exp overflows float32 near 88; beyond e^20 only the sign matters.
     ratio = jnp.exp(jnp.clip(log_prob - behaviour_log_prob, -20.0, 20.0))
     return -ratio * advantage + kl / step_size

@@ -54,9 +54,10 @@ def loss(
       `[...]` the loss to minimise.
 
     Raises:
-      AssertionError: the arrays' shapes differ.
+      AssertionError: the arrays' shapes differ, or one does not hold floats.
     """
     chex.assert_equal_shape([log_prob, behaviour_log_prob, advantage])
+    chex.assert_type([log_prob, behaviour_log_prob, advantage], float)
     # exp overflows float32 near 88; a ratio of e^20 is clipped in any case.
     ratio = jnp.exp(jnp.clip(log_prob - behaviour_log_prob, -20.0, 20.0))
     clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
