@@ -240,8 +240,9 @@ def transitions(diffusion: Diffusion, paths: Paths) -> Transition:
 
     The reward of a step is its rate times its duration. A finite horizon ends the
     episode: the last discount is 0 and its reward includes e^{-β Δt} h(X_T), so a value
-    family need not know h. An infinite horizon is cut there instead. `extras` hold the
-    step's `duration [N, M]` and the action's `log_prob [N, M]`.
+    family need not know h. An infinite horizon is cut there instead. Without control
+    the action is one zero, as in the environment. `extras` hold each step's `duration`
+    and the action's `log_prob`, both `[N, M]`.
     """
     num_steps, num_paths = paths.reward.shape
     time = jnp.broadcast_to(paths.time[:, None], (num_steps + 1, num_paths))
@@ -253,9 +254,12 @@ def transitions(diffusion: Diffusion, paths: Paths) -> Transition:
     finite = math.isfinite(diffusion.horizon)
     worth = jnp.exp(-diffusion.discount_rate * duration[-1]) * paths.terminal
     reward = (paths.reward * duration).at[-1].add(worth)
+    action = paths.action
+    if not diffusion.action_dimension:
+        action = jnp.zeros((num_steps, num_paths, 1), reward.dtype)
     return Transition(
         observation=observation[:-1],
-        action=paths.action,
+        action=action,
         reward=reward,
         discount=jnp.where(last & finite, 0.0, 1.0).astype(reward.dtype),
         truncated=last & (not finite),

@@ -17,7 +17,7 @@ from rlx.types import Array, Key
 STARTS = {"ML": (0.25, 0.35), "CTD(0)": (0.25, 0.35), "MSTDE": (0.5, 0.6)}
 
 
-def root(function, first: Array, second: Array, iterations: int = 8) -> Array:
+def root(function, first: Array, second: Array, iterations: int = 6) -> Array:
     """A root by the secant method; stays within [0.02, 2]."""
 
     def body(state, _):

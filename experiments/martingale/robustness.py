@@ -60,7 +60,8 @@ def _values(step_size: float, num_paths: int, keys: Array) -> Array:
         family = Family(features, no_offset)
         # Power -1: unweighted steps, as discrete TD has them.
         found = [
-            at @ clstd(
+            at
+            @ clstd(
                 linearise(p, family, observed(paths, factor, problem.discount_rate)),
                 power=-1.0,
             )

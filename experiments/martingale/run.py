@@ -97,15 +97,15 @@ def quadratic_variation() -> dict[str, Any]:
 
 def volatility() -> list[dict[str, Any]]:
     """Learning the volatility, and pricing when the assumed one is wrong."""
-    meshes = option.volatility_table((0.3,), (25, 50, 100, 200), 20, 8192)
-    misjudged = option.volatility_table((0.1, 0.2, 0.4, 0.5), (200,), 20, 4096)
+    meshes = option.volatility_table((0.3,), (25, 50, 100, 200), 10, 4096)
+    misjudged = option.volatility_table((0.1, 0.2, 0.4, 0.5), (200,), 6, 2048)
     return meshes + misjudged
 
 
 def approximation() -> list[dict[str, Any]]:
     """Every algorithm of the method, by stochastic approximation."""
     return stochastic.approximation_table(
-        problems.brownian(), num_steps=160, num_paths=32, iterations=1500, seeds=20
+        problems.brownian(), num_steps=160, num_paths=16, iterations=1000, seeds=10
     )
 
 
@@ -119,7 +119,7 @@ STUDIES: dict[str, Callable[[], Any]] = {
     "pendulum": lambda: robustness.step_size_table(
         (0.1, 0.05, 0.02, 0.01, 0.005), 20, 512
     ),
-    "neural": lambda: stochastic.neural(5, 2000),
+    "neural": lambda: stochastic.neural(5, 1500, 32),
     "control": lambda: control.control_table(6000, 128, 8),
     "speed": lambda: speed.speed_table(1000, 1000, 100, 50),
 }

@@ -29,7 +29,7 @@ def _compiled(num_steps: int, num_paths: int, keys: Array) -> Array:
     return jax.lax.map(one, keys)
 
 
-def numpy_seed(seed: int, num_steps: int, num_paths: int) -> np.ndarray:
+def numpy_seed(seed: int, num_steps: int, num_paths: int, solve: bool = True) -> Any:
     """The same estimate in plain NumPy: a loop over time, vectorised over paths."""
     generator = np.random.default_rng(seed)
     beta, kappa, sigma, q, g = 0.1, 1.0, 0.5, 1.0, 0.5
@@ -59,6 +59,13 @@ def numpy_seed(seed: int, num_steps: int, num_paths: int) -> np.ndarray:
         matrix += now.T @ slope
         vector += now.T @ moment
         x = following
+    return np.linalg.solve(matrix, vector) if solve else (matrix, vector)
+
+
+def python_seed(seed: int, num_steps: int, num_paths: int) -> np.ndarray:
+    """The same once more with a Python loop over paths and steps."""
+    sums = [numpy_seed(seed + i, num_steps, 1, solve=False) for i in range(num_paths)]
+    matrix, vector = (sum(x) for x in zip(*sums, strict=True))
     return np.linalg.solve(matrix, vector)
 
 
@@ -76,6 +83,15 @@ def speed_table(
     begin = clock.perf_counter()
     looped = np.stack([numpy_seed(i, num_steps, num_paths) for i in range(loops)])
     numpy_seconds = clock.perf_counter() - begin
+    begin = clock.perf_counter()
+    python_seed(0, num_steps, 100)
+    python_seconds = (clock.perf_counter() - begin) * num_paths / 100
+    with jax.enable_x64(False):
+        keys = jax.random.split(jax.random.key(9), seeds)
+        np.asarray(_compiled(num_steps, num_paths, keys))
+        begin = clock.perf_counter()
+        single = np.asarray(_compiled(num_steps, num_paths, keys))
+        single_seconds = clock.perf_counter() - begin
     return {
         "seeds": seeds,
         "paths": num_paths,
@@ -87,6 +103,11 @@ def speed_table(
         "path_steps_per_second": seeds * num_paths * num_steps / second,
         "numpy_seeds_per_second": loops / numpy_seconds,
         "ratio": (seeds / second) / (loops / numpy_seconds),
+        "seconds_float32": single_seconds,
+        "float32_params": single.mean(0).tolist(),
+        "ratio_float32": (seeds / single_seconds) / (loops / numpy_seconds),
+        "python_seeds_per_second": 1.0 / python_seconds,
+        "ratio_python": (seeds / second) * python_seconds,
         "params": found.mean(0).tolist(),
         "params_error": (found.std(0, ddof=1) / np.sqrt(seeds)).tolist(),
         "numpy_params": looped.mean(0).tolist(),

@@ -26,7 +26,7 @@ from rlx.types import Array, EnvSpec, Key, Network
 # Learning rates of Δt-free updates are of order one; the mean-square error's curvature
 # grows like 1/Δt, and so its rate must shrink like Δt.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "MSTDE": {"algorithm": "mean_square_td", "learning_rate": 0.004},
+    "MSTDE": {"algorithm": "mean_square_td", "learning_rate": 0.006},
     "ML": {"algorithm": "ml", "learning_rate": 0.01},
     "CTD(0)": {"algorithm": "ctd", "learning_rate": 1.0},
     "CTD(0.5)": {"algorithm": "ctd", "learning_rate": 2.0, "lambda_": 0.5},
@@ -203,7 +203,7 @@ def ergodic_online(
 def neural(dimension: int, iterations: int, num_paths: int = 64) -> dict[str, Any]:
     """A neural value function on LQ control: ML and CTD(0) against exact quadratics."""
     problem = problems.lq_control(dimension)
-    num_steps = 50
+    num_steps = 40
     time = mesh_of(problem, num_steps)
     size = 1 + dimension
     network = mlp(size, (64, 64, 1), activation="silu")
@@ -244,7 +244,7 @@ def neural(dimension: int, iterations: int, num_paths: int = 64) -> dict[str, An
 
         begin = clock.perf_counter()
         errors = np.asarray(
-            jax.jit(jax.vmap(train))(jax.random.split(jax.random.key(5), 4))
+            jax.jit(jax.vmap(train))(jax.random.split(jax.random.key(5), 2))
         )
         results[name] = {
             "errors": errors.mean(0).tolist(),
