@@ -175,12 +175,20 @@ def _array_arguments(loss) -> list[str]:
 
 
 def elementwise_losses():
-    """Losses whose positional arguments are arrays of one shape."""
+    """Losses whose positional arguments are arrays of one shape, by annotation."""
     return {
         name: module.loss
         for name, module in MODULES.items()
-        if hasattr(module, "loss") and "lementwise" in (module.loss.__doc__ or "")
+        if hasattr(module, "loss")
+        and all(
+            inspect.signature(module.loss).parameters[argument].annotation == "Array"
+            for argument in _array_arguments(module.loss)
+        )
     }
+
+
+def test_the_elementwise_losses_are_found():
+    assert {"ppo", "mdpo"} <= set(elementwise_losses())
 
 
 @pytest.mark.parametrize(
