@@ -7,6 +7,10 @@ cache (one with Python callbacks never is); a call costs some ten microseconds, 
 hundreds, because no JAX arrays are made; and nothing in it waits for JAX's own threads.
 Elsewhere, and should the interface ever change, `jax.pure_callback` does the same work.
 
+To spread a batch over devices use `jax.shard_map` (with `check_vma=False`): each device
+then calls with its own part, from its own thread. Left to the compiler, every device
+computes the whole batch.
+
 The structures mirror jaxlib's `xla/ffi/api/c_api.h`, an interface whose versions XLA
 promises to support for at least a year.
 """
@@ -140,7 +144,6 @@ class _Target:
         self._handler = _Handler(self._handle)  # XLA keeps its address for ever
         pointer = ctypes.cast(self._handler, ctypes.c_void_p)
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(pointer), "cpu")
-        jax.ffi.register_ffi_target_as_batch_partitionable(name)
 
     def _handle(self, pointer: Any) -> int | None:
         frame = pointer.contents

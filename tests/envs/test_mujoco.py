@@ -17,7 +17,7 @@ import pytest
 import scipy.stats
 
 from envs import mujoco
-from envs.mujoco import bits, catalogue, hostcall, model
+from envs.mujoco import bits, catalogue, hostcall, model, native
 from rlx.types import Env
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -263,6 +263,23 @@ def test_callers_in_several_threads_do_not_meet(name):
     for worker in workers:
         worker.join()
     assert_same(results, expected)
+
+
+def test_nested_vmaps_are_one_call_of_the_whole_batch(monkeypatch):
+    shapes = []
+    original = native.Engine._host_step
+
+    def spy(engine, words):
+        shapes.append(words.shape[:-1])
+        return original(engine, words)
+
+    monkeypatch.setattr(native.Engine, "_host_step", spy)
+    env = mujoco.make("hopper", reset_noise_scale=0.003)
+    state, _ = jax.vmap(jax.vmap(env.reset))(
+        jax.random.split(jax.random.key(0), (4, 5))
+    )
+    jax.block_until_ready(jax.vmap(jax.vmap(env.step))(state, jnp.zeros((4, 5, 3))))
+    assert shapes == [(4, 5)]
 
 
 def test_pure_callback_gives_the_same_numbers(monkeypatch):
