@@ -45,13 +45,12 @@ def episodes(
       `Episodes`, in the order of the episodes.
 
     Raises:
-      ValueError: neither the environment nor the caller limits the episodes.
+      ValueError: neither the environment nor the caller limits the episodes, or a
+        number is not positive.
     """
-    limit = max_steps if max_steps is not None else env.spec.time_limit
-    if limit is None:
-        raise ValueError(
-            f"{env.spec.name} has no time limit: pass max_steps to evaluate on it"
-        )
+    limit = _limit(env, max_steps)
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
     reset_key, loop_key = jax.random.split(key)
     env_state, observation = jax.vmap(env.reset)(
         jax.random.split(reset_key, num_episodes)
@@ -99,9 +98,7 @@ def trajectory(
     Raises:
       ValueError: neither the environment nor the caller limits the episode.
     """
-    limit = max_steps if max_steps is not None else env.spec.time_limit
-    if limit is None:
-        raise ValueError(f"{env.spec.name} has no time limit: pass max_steps")
+    limit = _limit(env, max_steps)
     reset_key, loop_key = jax.random.split(key)
     env_state, observation = env.reset(reset_key)
     carry = policy.init_carry()
@@ -122,3 +119,15 @@ def trajectory(
         if bool(new.terminated) or bool(new.truncated):
             break
     return states
+
+
+def _limit(env: Env, max_steps: int | None) -> int:
+    limit = max_steps if max_steps is not None else env.spec.time_limit
+    if limit is None:
+        raise ValueError(
+            f"{env.spec.name} has no time limit: pass max_steps, or set the "
+            "environment's time_limit"
+        )
+    if limit < 1:
+        raise ValueError(f"max_steps must be at least 1, got {limit}")
+    return limit

@@ -8,17 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlx import checkpoint, record, sharding
-from rlx.program import Programs, Progress, Run
-from rlx.types import DataSource, Env, PyTree
+from rlx import checkpoint, sharding
+from rlx.journal import Journal, Row
+from rlx.program import Programs, Progress
+from rlx.types import DataSource, Env
 
-Row = Mapping[str, Any]
 SLICE_SECONDS = 2.0
 """Aim for the time between two looks at the clock and at interrupts."""
 
@@ -37,14 +36,21 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How `fit` watches and keeps a run; none of it changes the numbers learned."""
+    """How `fit` watches and keeps a run; none of it changes the numbers learned.
+
+    Raises:
+      ValueError: a number that must be positive is not.
+    """
 
     evaluations: int = 20
-    """Rows in the record: evaluations spread evenly over the run."""
+    """Rows in the record: evaluations spread evenly over the run, beside the first."""
     episodes: int = 8
     """Episodes per evaluation and run."""
     evaluation_env: Env | None = None
     """Environment of evaluations; the data source's unless given."""
+    episode_steps: int | None = None
+    """Evaluation episodes are cut after as many steps; the environment's own time
+    limit unless given."""
     keep: int = 3
     """Checkpoints kept, the last ones."""
     stop_on_nan: bool = True
@@ -58,69 +64,11 @@ class Settings:
     config: Mapping[str, Any] | None = None
     """What the run folder's `config.json` says beside what `fit` knows."""
 
-
-class Journal:
-    """The run folder of a fit, or memory alone when no folder is wanted."""
-
-    def __init__(
-        self,
-        path: str | Path | None,
-        resume: bool,
-        labels: list[dict[str, float]],
-        settings: Settings,
-    ):
-        self.path = Path(path) if path is not None else None
-        self.rows: list[Row] = []
-        self._resume = resume
-        self.labels = labels
-        self._settings = settings
-        self._folder: Any = None
-
-    def __enter__(self) -> Journal:
-        if self.path is None:
-            return self
-        first = jax.process_index() == 0
-        if self._resume and self.path.exists():
-            # One process writes the rows; all of them write checkpoints together.
-            self._folder = record.RunFolder.open(self.path, write=first)
-        elif first:
-            config = {**(self._settings.config or {}), "runs": self.labels}
-            self._folder = record.RunFolder.create(self.path, config)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._folder is not None:
-            self._folder.close()
-
-    @property
-    def checkpoints(self) -> Path | None:
-        """Where checkpoints lie; None when no folder is wanted."""
-        return None if self.path is None else self.path / "checkpoints"
-
-    def restore(self, like: PyTree) -> Progress | None:
-        """The last checkpoint of a resumed folder, and the rows up to it."""
-        if self.checkpoints is None or not self._resume:
-            return None
-        latest = checkpoint.latest(self.checkpoints)
-        progress = None
-        if latest is not None:
-            progress = checkpoint.load(self.checkpoints, like, latest)
-        if self._folder is not None:
-            if jax.process_index() == 0:
-                self._folder.keep_rows_up_to(-1 if latest is None else latest)
-            self.rows = list(self._folder.rows())
-        return progress
-
-    def append(self, row: Row) -> None:
-        """Records one row."""
-        self.rows.append(row)
-        if self._folder is not None and jax.process_index() == 0:
-            self._folder.append(row)
-
-    def save(self, step: int, progress: Progress) -> None:
-        """Writes a checkpoint."""
-        if self.checkpoints is not None:
-            checkpoint.save(self.checkpoints, step, progress, keep=self._settings.keep)
+    def __post_init__(self) -> None:
+        for name in ("evaluations", "episodes", "episode_steps", "keep", "group"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 class Loop:
@@ -130,15 +78,14 @@ class Loop:
         self,
         source: DataSource,
         programs: Programs,
-        runs: Run,
         total: int,
         settings: Settings,
         journal: Journal,
     ):
-        self.programs, self.runs, self.total = programs, runs, total
+        self.programs, self.total = programs, total
         self.settings, self.journal = settings, journal
         self.steps_per_iteration = source.steps_per_batch or 1
-        self.num_runs = runs.train_key.shape[0]
+        self.num_runs = len(journal.labels)
         self.seconds_per_iteration: float | None = None
 
     def go(
@@ -148,13 +95,12 @@ class Loop:
         on_progress: Callable[[Row], None] | None,
     ) -> Progress:
         """Runs to the end; raises `DivergedError` or `Interrupted` on the way."""
-        interval = max(1, round(self.total / max(self.settings.evaluations, 1)))
         iteration = int(np.max(sharding.gather(progress.state.iteration)))
+        self._require_fit(iteration)
         if iteration == 0 and self.programs.evaluate is not None:
             self._row(progress, 0, 0.0, on_row)
         with signals_caught() as caught:
-            while iteration < self.total:
-                end = min((iteration // interval + 1) * interval, self.total)
+            for end in self._rows_after(iteration):
                 started, first = time.perf_counter(), iteration
                 while iteration < end:
                     count = self._slice(end - iteration)
@@ -163,28 +109,57 @@ class Loop:
                     self._check_finite(progress)
                     if on_progress is not None:
                         on_progress(self._report(iteration))
-                    if caught:
-                        self._interrupt(progress, iteration, caught[0])
+                    # At the end of an interval its row comes first: a state saved
+                    # before it would come back without it.
+                    if iteration < end and (signum := _agreed(caught)):
+                        self._save(progress, iteration)
+                        raise self._interrupted(iteration, signum)
                 seconds = time.perf_counter() - started
                 speed = (iteration - first) * self.steps_per_iteration / seconds
                 self._row(progress, iteration, speed * self.num_runs, on_row)
                 progress = self.programs.reset_metrics(progress)
-                self.journal.save(iteration * self.steps_per_iteration, progress)
+                self._save(progress, iteration)
+                if signum := _agreed(caught):
+                    raise self._interrupted(iteration, signum)
         return progress
 
+    def _rows_after(self, iteration: int) -> list[int]:
+        """The iterations still to come at which a row is due."""
+        count = min(self.settings.evaluations, self.total)
+        ends = [(k * self.total + count // 2) // count for k in range(1, count + 1)]
+        return [end for end in ends if end > iteration]
+
+    def _require_fit(self, iteration: int) -> None:
+        step, saved = iteration * self.steps_per_iteration, self.journal.step
+        if saved is not None and saved != step:
+            raise ValueError(
+                f"{self.journal.path}: was trained in batches of "
+                f"{saved // max(iteration, 1)} steps, not {self.steps_per_iteration}: "
+                "resume it with its own num_envs and length"
+            )
+        if iteration > self.total:
+            raise ValueError(
+                f"{self.journal.path}: is at step {step} already: ask for num_steps of "
+                "at least that"
+            )
+
     def _slice(self, left: int) -> int:
-        if jax.process_count() > 1:
-            return left  # clocks differ between processes; slices must not
         if self.seconds_per_iteration is None:
             return 1
-        return max(1, min(left, round(SLICE_SECONDS / self.seconds_per_iteration)))
+        fitting = round(SLICE_SECONDS / max(self.seconds_per_iteration, 1e-9))
+        return max(1, min(left, fitting))
 
     def _advance(self, progress: Progress, count: int) -> Progress:
         started = time.perf_counter()
-        progress = self.programs.advance(self.runs, progress, np.int32(count))
+        progress = self.programs.advance(self.programs.runs, progress, np.int32(count))
         jax.block_until_ready(progress)
-        self.seconds_per_iteration = (time.perf_counter() - started) / count
+        seconds = (time.perf_counter() - started) / count
+        # Clocks differ between processes; their slices must not.
+        self.seconds_per_iteration = sharding.agree(seconds)
         return progress
+
+    def _save(self, progress: Progress, iteration: int) -> None:
+        self.journal.save(iteration * self.steps_per_iteration, progress)
 
     def _report(self, iteration: int) -> Row:
         speed = self.steps_per_iteration / (self.seconds_per_iteration or 1.0)
@@ -205,7 +180,8 @@ class Loop:
         row: dict[str, Any] = {"step": iteration * self.steps_per_iteration}
         started = time.perf_counter()
         if self.programs.evaluate is not None:
-            episodes = sharding.gather(self.programs.evaluate(self.runs, progress))
+            episodes = self.programs.evaluate(self.programs.runs, progress)
+            episodes = sharding.gather(episodes)
             row["return"] = episodes.returns.mean(axis=1).tolist()
             row["episode_length"] = episodes.lengths.mean(axis=1).tolist()
         row["train"] = _means(progress)
@@ -230,7 +206,8 @@ class Loop:
         i = wrong[np.argmin(bad[0][wrong])]
         step = int(bad[0][i]) * self.steps_per_iteration
         cause = (
-            "the environment returned NaN: check its rewards and observations"
+            "the environment returned NaN or an infinite reward: check its rewards and "
+            "observations"
             if bad[1][i]
             else "the learning produced NaN or infinity: lower the learning rate"
         )
@@ -248,13 +225,13 @@ class Loop:
         label = self.journal.labels[index]
         return ", ".join(f"{name} {value:g}" for name, value in label.items())
 
-    def _interrupt(self, progress: Progress, iteration: int, signum: int) -> None:
+    def _interrupted(self, iteration: int, signum: int) -> Interrupted:
+        name, path = signal.Signals(signum).name, self.journal.path
+        how = "nothing was saved: give fit a folder with save_to"
+        if path is not None:
+            how = f"go on with `rlx resume {path}`, or fit(..., resume=True)"
         step = iteration * self.steps_per_iteration
-        self.journal.save(step, progress)
-        where = self.journal.path
-        how = f"; go on with --resume --out {where}" if where else "; nothing was saved"
-        name = signal.Signals(signum).name
-        raise Interrupted(f"stopped by {name} at step {step}{how}", signum)
+        return Interrupted(f"stopped by {name} at step {step}; {how}", signum)
 
 
 @contextmanager
@@ -268,7 +245,11 @@ def signals_caught() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    # None: a handler that was not installed from Python, and cannot be put back.
+    previous = {
+        s: signal.getsignal(s) or signal.SIG_DFL
+        for s in (signal.SIGINT, signal.SIGTERM)
+    }
 
     def handler(signum: int, frame: Any) -> None:
         del frame
@@ -282,6 +263,11 @@ def signals_caught() -> Iterator[list[int]]:
     finally:
         for signum, old in previous.items():
             signal.signal(signum, old)
+
+
+def _agreed(caught: list[int]) -> int:
+    """The signal that this or another process got; 0 if none did."""
+    return int(sharding.agree(caught[0] if caught else 0))
 
 
 def _means(progress: Progress) -> dict[str, list[float]]:

@@ -10,7 +10,18 @@ import jax
 import jax.numpy as jnp
 
 from rlx import learner as learner_lib
-from rlx.types import DataSource, Key, Method, Metrics, PyTree, TrainState
+from rlx.types import (
+    DataSource,
+    Key,
+    LearnerState,
+    Method,
+    Metrics,
+    PyTree,
+    TrainState,
+    Transition,
+)
+
+_ABSURD_ACTION = 1e9
 
 
 def init(method: Method, source: DataSource, key: Key) -> TrainState:
@@ -32,23 +43,22 @@ def step(
     """One batch of data and the learning on it.
 
     Returns:
-      The new state and the metrics of source and learner, `batch_finite` and
-      `learner_finite` (1 where no NaN or infinity appeared) among them.
+      The new state and the metrics of source and learner, among them two that tell
+      whose fault NaN is: `batch_finite` (0 where the data holds NaN or an infinite
+      reward) and `learner_finite` (0 where metrics, parameters or the optimiser's
+      state are no longer numbers, or actions so large that no data could be).
     """
     key, data_key, update_key = jax.random.split(state.key, 3)
     policy = learner_lib.policy(method, state.learner)
     source_state, batch, source_metrics = source.next(state.source, policy, data_key)
     learner, metrics = learner_lib.update(method, state.learner, batch, update_key)
-    health = {
-        "batch_finite": _without_nan(batch),
-        "learner_finite": _finite((metrics, learner.params)),
-    }
     new = TrainState(
         learner=learner,
         source=source.feedback(source_state, metrics),
         key=key,
         iteration=state.iteration + 1,
     )
+    health = _health(batch, learner, metrics)
     return new, {**source_metrics, **metrics, **health}
 
 
@@ -63,7 +73,7 @@ def run(
     return jax.lax.scan(body, state, length=num_iterations)
 
 
-def iterations_for(source: DataSource, num_steps: int) -> int:
+def iterations_for(source: DataSource, num_steps: float) -> int:
     """Calls of `step` that take exactly `num_steps` environment steps.
 
     For a source without environments (a dataset), `num_steps` counts batches.
@@ -73,8 +83,9 @@ def iterations_for(source: DataSource, num_steps: int) -> int:
         does.
     """
     per_batch = source.steps_per_batch or 1
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be positive, got {num_steps}")
+    if not num_steps >= 1 or num_steps % 1:
+        raise ValueError(f"num_steps must be a positive whole number, got {num_steps}")
+    num_steps = int(num_steps)  # 1e6 is welcome
     whole, rest = divmod(num_steps, per_batch)
     if rest:
         below, above = whole * per_batch, (whole + 1) * per_batch
@@ -86,7 +97,7 @@ def iterations_for(source: DataSource, num_steps: int) -> int:
     return whole
 
 
-def gradient_steps(method: object, source: DataSource, num_steps: int) -> int:
+def gradient_steps(method: object, source: DataSource, num_steps: float) -> int:
     """Gradient steps in a run of `num_steps`: what schedules count in.
 
     Args:
@@ -100,6 +111,22 @@ def gradient_steps(method: object, source: DataSource, num_steps: int) -> int:
     return iterations_for(source, num_steps) * epochs * minibatches
 
 
+def _health(batch: PyTree, learner: LearnerState, metrics: Metrics) -> Metrics:
+    sound, moderate = _without_nan(batch), jnp.ones(())
+    if isinstance(batch, Transition):
+        sound = sound * _finite(batch.reward)
+        # To an action without measure an environment may answer anything.
+        sizes = [jnp.max(jnp.abs(x)) < _ABSURD_ACTION for x in _floats(batch.action)]
+        if sizes:
+            moderate = jnp.all(jnp.stack(sizes)).astype(jnp.float32)
+    learned = _finite((metrics, learner.params))
+    learned = learned * _without_nan((learner.opt_state, learner.stats))
+    return {
+        "batch_finite": jnp.maximum(sound, 1.0 - moderate),
+        "learner_finite": learned * jnp.maximum(sound, moderate),
+    }
+
+
 def _floats(tree: PyTree) -> list[jax.Array]:
     leaves = jax.tree.leaves(tree)
     return [x for x in leaves if jnp.issubdtype(jnp.result_type(x), jnp.floating)]
@@ -111,6 +138,6 @@ def _finite(tree: PyTree) -> jax.Array:
 
 
 def _without_nan(tree: PyTree) -> jax.Array:
-    # Infinite entries can be meant (masked logits, open bounds); NaN never is.
+    # Infinity can be meant (masked logits, a best value yet to come); NaN never is.
     checks = [jnp.all(~jnp.isnan(x)) for x in _floats(tree)]
     return jnp.all(jnp.stack(checks)).astype(jnp.float32) if checks else jnp.ones(())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from rlx import evaluate, learner, loop, sharding
@@ -41,11 +44,13 @@ class Progress:
 class Programs(NamedTuple):
     """Compiled functions over all runs; every array leads with the axis of runs."""
 
-    init: Callable[[PyTree], Progress]
-    advance: Callable[[PyTree, Progress, int], Progress]
+    runs: Run
+    """What the runs are, on the devices where they train."""
+    init: Callable[[Run], Progress]
+    advance: Callable[[Run, Progress, np.int32], Progress]
     """`(runs, progress, iterations) -> progress`; donates `progress`."""
     reset_metrics: Callable[[Progress], Progress]
-    evaluate: Callable[[PyTree, Progress], evaluate.Episodes] | None
+    evaluate: Callable[[Run, Progress], evaluate.Episodes] | None
     abstract: PyTree
     """Shapes, dtypes and shardings of `Progress`: what a checkpoint is loaded into."""
     compile_seconds: float
@@ -63,24 +68,30 @@ def make_runs(
       The runs, stacked, `K * S` of them, and a label for each.
 
     Raises:
-      ValueError: no seeds, a seed twice, or arrays of different lengths.
+      ValueError: no seeds, a seed twice or out of range, arrays that are empty or of
+        different lengths.
     """
     seeds = list(seeds)
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be distinct and at least one, got {seeds}")
+    # Beyond 32 bits JAX folds seeds together: 2**32 would be seed 0 once more.
+    if not all(0 <= seed < 2**32 for seed in seeds):
+        raise ValueError(f"seeds must lie in 0 ... 2**32 - 1, got {seeds}")
     hyper = dict(hyper or {})
     lengths = {name: len(values) for name, values in hyper.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"hyper-parameter arrays differ in length: {lengths}")
     settings = next(iter(lengths.values()), 1)
-    keys = [jax.random.split(jax.random.key(seed)) for seed in seeds]
-    keys = jnp.stack(keys * settings)
+    if not settings:
+        raise ValueError(f"hyper-parameter arrays are empty: {list(lengths)}")
+    keys = jnp.stack([jax.random.split(jax.random.key(seed)) for seed in seeds])
+    keys = jnp.concatenate([keys] * settings)
     values = {
         name: jnp.repeat(jnp.asarray(array, jnp.float32), len(seeds))
         for name, array in hyper.items()
     }
     labels = [
-        {"seed": seed, **{name: float(hyper[name][k]) for name in hyper}}
+        {"seed": int(seed), **{name: float(hyper[name][k]) for name in hyper}}
         for k in range(settings)
         for seed in seeds
     ]
@@ -126,7 +137,7 @@ def build(
     evaluation_env: Env | None,
     num_episodes: int,
     group: int | None = None,
-    compiler_options: Mapping[str, object] | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Programs:
     """Compiles what a fit needs, for all runs at once.
 
@@ -139,7 +150,7 @@ def build(
       group: runs vmapped together; chosen by backend and memory unless given.
       compiler_options: passed to XLA.
     """
-    options = dict(compiler_options or {})
+    options: dict[str, Any] | None = dict(compiler_options or {}) or None
     num_runs = runs.train_key.shape[0]
     mesh = sharding.mesh_for(num_runs)
     placed = sharding.per_run(mesh)
@@ -154,30 +165,37 @@ def build(
             0, iterations, lambda _, p: _advance(method, source, p), progress
         )
 
-    def evaluate_one(pair: tuple[Run, Progress]) -> evaluate.Episodes:
+    def evaluate_one(pair: tuple[Run, Progress], env: Env) -> evaluate.Episodes:
         run, progress = pair
         method = make_method(run.hyper)
         policy = learner.policy(method, progress.state.learner)
         key = jax.random.fold_in(run.evaluation_key, progress.state.iteration)
-        return evaluate.episodes(evaluation_env, policy, key, num_episodes=num_episodes)
+        return evaluate.episodes(env, policy, key, num_episodes=num_episodes)
 
     runs_shape = _abstract(runs, placed)
     abstract = _abstract(jax.eval_shape(jax.vmap(init_one), runs), placed)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    compiled = {}
 
-    def compile_advance(size: int):
-        if size not in compiled:
-            mapped = sharding.over_runs(advance_one, mesh, size)
-            jitted = jax.jit(
-                lambda runs, progress, n: mapped((runs, progress), n),
-                donate_argnums=1,
-                out_shardings=placed,
-            )
-            compiled[size] = jitted.lower(runs_shape, abstract, count).compile(options)
-        return compiled[size]
+    @functools.cache
+    def compile_advance(size: int) -> jax.stages.Compiled:
+        mapped = sharding.over_runs(advance_one, mesh, size)
 
-    started = _now()
+        def advance(runs: Run, progress: Progress, iterations: Array) -> Progress:
+            return mapped((runs, progress), iterations)
+
+        jitted = jax.jit(advance, donate_argnums=1, out_shardings=placed)
+        return jitted.lower(runs_shape, abstract, count).compile(options)
+
+    def compile_evaluate(env: Env, size: int) -> jax.stages.Compiled:
+        one = functools.partial(evaluate_one, env=env)
+        mapped = sharding.over_runs(one, mesh, size)
+
+        def evaluate_all(runs: Run, progress: Progress) -> evaluate.Episodes:
+            return mapped((runs, progress))
+
+        return jax.jit(evaluate_all).lower(runs_shape, abstract).compile(options)
+
+    started = time.perf_counter()
     if group is None:
         group = sharding.largest_group(
             lambda size: _memory(compile_advance(size)), num_runs // mesh.size
@@ -185,28 +203,36 @@ def build(
     advance = compile_advance(group)
     evaluation = None
     if evaluation_env is not None:
-        mapped = sharding.over_runs(evaluate_one, mesh, group)
-        evaluation = jax.jit(lambda runs, progress: mapped((runs, progress)))
-        evaluation = evaluation.lower(runs_shape, abstract).compile(options)
-    start = jax.jit(sharding.over_runs(init_one, mesh, group), out_shardings=placed)
+        evaluation = compile_evaluate(evaluation_env, group)
+    init_all = sharding.over_runs(init_one, mesh, group)
+
+    def init(runs: Run) -> Progress:
+        return init_all(runs)
+
     return Programs(
-        init=start,
+        runs=jax.device_put(runs, placed),
+        init=jax.jit(init, out_shardings=placed, compiler_options=options),
         advance=advance,
-        reset_metrics=_reset_metrics,
+        reset_metrics=_reset_metrics(placed),
         evaluate=evaluation,
         abstract=abstract,
-        compile_seconds=_now() - started,
+        compile_seconds=time.perf_counter() - started,
         memory_bytes=_memory(advance),
     )
 
 
-@jax.jit
-def _zeros(tree: PyTree) -> PyTree:
-    return jax.tree.map(jnp.zeros_like, tree)
+def _reset_metrics(
+    placed: jax.sharding.Sharding,
+) -> Callable[[Progress], Progress]:
+    @functools.partial(jax.jit, out_shardings=placed)
+    def zeros(tree: PyTree) -> PyTree:
+        return jax.tree.map(jnp.zeros_like, tree)
 
+    def reset(progress: Progress) -> Progress:
+        sums, counts = zeros((progress.sums, progress.counts))
+        return progress.replace(sums=sums, counts=counts)
 
-def _reset_metrics(progress: Progress) -> Progress:
-    return progress.replace(sums=_zeros(progress.sums), counts=_zeros(progress.counts))
+    return reset
 
 
 def _abstract(tree: PyTree, placed: jax.sharding.Sharding) -> PyTree:
@@ -220,9 +246,3 @@ def _memory(compiled: jax.stages.Compiled) -> int | None:
     if analysis is None:
         return None
     return int(analysis.temp_size_in_bytes + analysis.argument_size_in_bytes)
-
-
-def _now() -> float:
-    import time
-
-    return time.perf_counter()

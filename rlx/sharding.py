@@ -143,8 +143,21 @@ def largest_group(memory_of: Callable[[int], int | None], runs: int) -> int:
     return group
 
 
+def agree(value: float) -> float:
+    """The largest of the processes' values, on every process, once all are here.
+
+    What only one process knows (its clock, a signal it got) must be agreed upon before
+    it decides what all of them do next. Single precision.
+    """
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return float(np.max(multihost_utils.process_allgather(np.float32(value))))
+
+
 def gather(tree: PyTree) -> PyTree:
-    """Arrays of all runs as NumPy, on every process."""
+    """Arrays of all runs as NumPy, on every process; keys must be given as raw data."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

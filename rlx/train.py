@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from rlx import program
-from rlx.fitting import DivergedError, Interrupted, Journal, Loop, Row, Settings
+from rlx.fitting import DivergedError, Interrupted, Loop, Settings
+from rlx.journal import Journal, Row
 from rlx.loop import gradient_steps, init, iterations_for, run, step
-from rlx.types import DataSource, Method, TrainState
+from rlx.types import DataSource, Env, Method, TrainState
 
 __all__ = [
     "DivergedError",
@@ -86,8 +87,8 @@ def fit(  # noqa: PLR0913 (the front door: everything is given by name)
       seeds: how many (0, 1, ...), or which.
       hyper: name to `[K]` values; trains every seed with each of the K settings.
       save_to: run folder to make (config, metrics, checkpoints).
-      resume: go on in the existing folder `save_to` from its last checkpoint; a
-        missing folder is begun.
+      resume: go on in the existing folder `save_to` from its last checkpoint, as if
+        there had been no break; a missing or empty folder is begun.
       on_row: called with every row of the record.
       on_progress: called about every two seconds with `step`, `steps_per_second` and
         `seconds_left`.
@@ -98,26 +99,50 @@ def fit(  # noqa: PLR0913 (the front door: everything is given by name)
 
     Raises:
       ValueError: `num_steps` is no whole number of batches; seeds not distinct.
+      RunFolderError: `save_to` is occupied, or holds other runs than those to resume.
+      CheckpointError: nothing can be saved (disk full), or the checkpoint to resume
+        from is damaged.
       DivergedError: NaN or infinity in the data or the learning.
       Interrupted: Ctrl-C or SIGTERM, after saving.
     """
     total = iterations_for(source, num_steps)
-    numbers = range(seeds) if isinstance(seeds, int) else seeds
+    if isinstance(method, Method):
+        if hyper:
+            raise ValueError(
+                f"hyper ({', '.join(hyper)}) has no effect on a finished method: give "
+                "fit a function from hyper-parameters to a method"
+            )
+        make_method = _always(method)
+    else:
+        make_method = method
+    numbers = range(seeds) if isinstance(seeds, int | np.integer) else seeds
     runs, labels = program.make_runs(numbers, hyper)
-    env = settings.evaluation_env or source.env
-    programs = program.build(
-        method if not isinstance(method, Method) else lambda _: method,
-        source,
-        runs,
-        evaluation_env=env,
-        num_episodes=settings.episodes,
-        group=settings.group,
-        compiler_options=settings.compiler_options,
-    )
-    with Journal(save_to, resume, labels, settings) as journal:
+    with Journal(save_to, resume, labels, settings.keep) as journal:
+        programs = program.build(
+            make_method,
+            source,
+            runs,
+            evaluation_env=_evaluation_env(source, settings),
+            num_episodes=settings.episodes,
+            group=settings.group,
+            compiler_options=settings.compiler_options,
+        )
+        journal.begin(settings.config or {})
         progress = journal.restore(programs.abstract)
         if progress is None:
-            progress = programs.init(runs)
-        loop = Loop(source, programs, runs, total, settings, journal)
+            progress = programs.init(programs.runs)
+        loop = Loop(source, programs, total, settings, journal)
         progress = loop.go(progress, on_row, on_progress)
         return Result(progress.state, labels, journal.rows, journal.path)
+
+
+def _always(method: Method) -> Callable[[Mapping[str, Any]], Method]:
+    return lambda hyper: method
+
+
+def _evaluation_env(source: DataSource, settings: Settings) -> Env | None:
+    env = settings.evaluation_env or source.env
+    if env is None or settings.episode_steps is None:
+        return env
+    spec = dataclasses.replace(env.spec, time_limit=settings.episode_steps)
+    return env._replace(spec=spec)
