@@ -234,6 +234,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.num_envs, arguments.repeats = arguments.num_envs[:1], 3
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     words = ["python", "-m", "experiments.benchmarks.physics", *sys.argv[1:]]
     rows: list[dict[str, Any]] = []
     result = {"command": " ".join(words), "machine": machine(), "rows": rows}
@@ -241,8 +242,7 @@ def main() -> None:
         for num_envs in arguments.num_envs:
             rows.append(compare(name, num_envs, arguments))
             print(json.dumps(rows[-1]), flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+            arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
