@@ -177,7 +177,7 @@ def check_coefficients(diffusion: Diffusion, time: float, state: Array) -> None:
     d, n = diffusion.dimension, diffusion.noise_dimension
     action = jnp.zeros((diffusion.action_dimension,), state.dtype)
     if diffusion.policy is not None:
-        action = diffusion.policy(time, state, jax.random.key(0))[0]
+        action = diffusion.policy(jnp.asarray(time), state, jax.random.key(0))[0]
     shapes = {"drift": (d,), "volatility": (d, n), "reward": ()}
     results = {name: getattr(diffusion, name)(time, state, action) for name in shapes}
     shapes["terminal"] = ()

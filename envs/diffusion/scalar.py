@@ -109,11 +109,10 @@ def ornstein_uhlenbeck(
         return start + spread * random.normal(key, (1,))
 
     def value(time: Array, state: Array) -> Array:
-        if math.isinf(horizon):
-            p = running_cost / a
-            return -(p * state[0] ** 2 + noise**2 * p / discount_rate)
-        left = horizon - time
         limit = running_cost / a
+        if math.isinf(horizon):
+            return -limit * (state[0] ** 2 + noise**2 / discount_rate)
+        left = jnp.asarray(horizon - time)
         growth = terminal_cost - limit
         p = limit + growth * jnp.exp(-a * left)
         c = limit * _decayed(discount_rate, left)
@@ -121,8 +120,8 @@ def ornstein_uhlenbeck(
         return -(p * state[0] ** 2 + noise**2 * c)
 
     def exact(time, state, action, duration, dw):
-        spread = jnp.sqrt(_decayed(2 * reversion, duration) / duration)
-        return state * jnp.exp(-reversion * duration) + noise * spread * dw
+        scale = jnp.sqrt(_decayed(2 * reversion, duration) / duration)
+        return state * jnp.exp(-reversion * duration) + noise * scale * dw
 
     return Diffusion(
         name=name,
@@ -140,7 +139,7 @@ def ornstein_uhlenbeck(
 
 
 def black_scholes(
-    spot: Array, left: Array, strike: float, rate: float, volatility: Array
+    spot: Array, left: Array, strike: float, rate: float, volatility: float | Array
 ) -> Array:
     """Price of a European call, S N(d₁) - K e^{-rτ} N(d₂); the payoff at τ = 0.
 

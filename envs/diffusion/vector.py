@@ -84,7 +84,8 @@ def _tabulate(problem: LinearQuadratic, slopes) -> _Table:
                 "linear_quadratic: the Riccati equation explodes before the horizon: "
                 "shorten it or check that the costs are positive semi-definite"
             )
-    return _Table(*(np.stack(x) for x in zip(*rows, strict=True)), h)
+    columns = [np.stack(x) for x in zip(*rows, strict=True)]
+    return _Table(columns[0], columns[1], columns[2], columns[3], h)
 
 
 def _interpolate(table: _Table, left: Array) -> tuple[Array, Array]:
@@ -99,10 +100,12 @@ def _interpolate(table: _Table, left: Array) -> tuple[Array, Array]:
         s**2 * (s - 1) * table.spacing,
     )
 
-    def blend(value: np.ndarray, slope: np.ndarray) -> Array:
-        value, slope = jnp.asarray(value), jnp.asarray(slope)
+    def blend(values: np.ndarray, slopes: np.ndarray) -> Array:
+        value, slope = jnp.asarray(values), jnp.asarray(slopes)
         parts = (value[index], slope[index], value[index + 1], slope[index + 1])
-        return sum(w * part for w, part in zip(weights, parts, strict=True))
+        return jnp.sum(
+            jnp.stack([w * part for w, part in zip(weights, parts, strict=True)]), 0
+        )
 
     return (
         blend(table.matrix, table.matrix_slope),
@@ -172,19 +175,21 @@ def linear_quadratic(
     entropy = k * (1 + math.log(2 * math.pi)) / 2 + log_scale
     entropy_cost = gamma * (k / 2 - entropy) if gamma else 0.0
     slopes = _slopes(problem, gain, entropy_cost)
-    table = _tabulate(problem, slopes) if finite else None
-    fixed = None if finite else _stationary(problem, gain, slopes)
     if gain is not None:
         require(name, gain=gain)
+    if finite:
+        table = _tabulate(problem, slopes)
+    else:
+        matrix, constant = _stationary(problem, gain, slopes)
 
     def value_matrices(time: Array) -> tuple[Array, Array]:
-        if not finite:
-            return jnp.asarray(fixed[0]), jnp.asarray(fixed[1])
-        return _interpolate(table, problem.horizon - time)
+        if finite:
+            return _interpolate(table, problem.horizon - time)
+        return jnp.asarray(matrix), jnp.asarray(constant)
 
     def value(time: Array, state: Array) -> Array:
-        matrix, constant = value_matrices(time)
-        return -(state @ (matrix @ state) + constant)
+        quadratic, left_over = value_matrices(time)
+        return -(state @ (quadratic @ state) + left_over)
 
     def policy(time: Array, state: Array, key: Key) -> tuple[Array, Array]:
         if gain is None:

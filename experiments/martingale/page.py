@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -240,68 +240,95 @@ def control_table(results: dict[str, Any]) -> str:
 
 
 def load() -> dict[str, Any]:
-    """All results; costs and versions are under `records`."""
+    """All results there are; costs and versions are under `records`."""
     records = {}
     for name in NAMES:
         path = HERE / "results" / f"{name}.json"
-        if not path.exists():
-            raise SystemExit(
-                f"{path} is missing: run python -m experiments.martingale.run {name}"
-            )
-        records[name] = json.loads(path.read_text())
+        if path.exists():
+            records[name] = json.loads(path.read_text())
+        else:
+            print(f"missing: python -m experiments.martingale.run {name}")
     results = {name: record["result"] for name, record in records.items()}
     return results | {"records": records}
 
 
+def _naive(results: dict[str, Any]) -> dict[str, Any]:
+    rows = [r for r in results["accuracy"]["brownian"] if r["estimator"] == "MSTDE"]
+    return max(rows, key=lambda r: r["steps"])
+
+
+def _neural_setting(results: dict[str, Any]) -> str:
+    found = results["neural"]
+    batches = f"{found['iterations']} batches of {found['paths']} paths"
+    return f"{found['dimension']} dimensions, {batches}"
+
+
+def _control_setting(results: dict[str, Any]) -> str:
+    found = results["control"]
+    batches = f"{found['iterations']} batches of {found['streams']} streams"
+    return f"{batches}, {found['seeds']} seeds"
+
+
+def _cpu_minutes(results: dict[str, Any]) -> str:
+    records = results["records"]
+    missing = set(NAMES) - set(records)
+    if missing:
+        raise KeyError(", ".join(sorted(missing)))
+    return f"{sum(r['cpu_seconds'] for r in records.values()) / 60:.0f}"
+
+
+def _limit(results: dict[str, Any]) -> str:
+    return vector(list(results["quadratic_variation"]["mstde_limit"].values()), 4)
+
+
+VALUES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "accuracy_table": accuracy_table,
+    "worst_error": worst_error,
+    "brownian_table": brownian_table,
+    "order_table": order_table,
+    "variation_table": variation_table,
+    "volatility_table": volatility_table,
+    "approximation_table": approximation_table,
+    "ergodic_table": ergodic_table,
+    "pendulum_table": pendulum_table,
+    "control_table": control_table,
+    "code_table": lambda r: code_table(),
+    "cpu_minutes": _cpu_minutes,
+    "limit": _limit,
+    "naive": lambda r: vector(_naive(r)["params"], 4),
+    "naive_steps": lambda r: str(_naive(r)["steps"]),
+    "variation": lambda r: f"{r['quadratic_variation']['exact']:.4f}",
+    "ergodic_steps": lambda r: f"{r['ergodic']['steps']:,}",
+    "ergodic_seeds": lambda r: str(r["ergodic"]["seeds"]),
+    "ergodic_rate": lambda r: str(r["ergodic"]["learning_rate"]),
+    "pendulum_ctd": lambda r: f"{r['pendulum']['ctd_variation']:.2%}",
+    "pendulum_naive": lambda r: f"{r['pendulum']['naive_ratio']:.1f}",
+    "pendulum_truth": lambda r: f"{r['pendulum']['monte_carlo']:.5f}",
+    "pendulum_gamma": lambda r: str(r["pendulum"]["step_discount"]),
+    "neural_ml": lambda r: f"{np.mean(r['neural']['ML']['final']):.2%}",
+    "neural_ctd": lambda r: f"{np.mean(r['neural']['CTD(0)']['final']):.2%}",
+    "neural_setting": _neural_setting,
+    "control_setting": _control_setting,
+    "speed_seconds": lambda r: f"{r['speed']['seconds']:.1f}",
+    "speed_first": lambda r: f"{r['speed']['seconds_with_compilation']:.1f}",
+    "speed_seeds": lambda r: f"{r['speed']['seeds_per_second']:.0f}",
+    "speed_ratio": lambda r: f"{r['speed']['ratio']:.2f}",
+    "speed_python": lambda r: f"{r['speed']['ratio_python']:.0f}",
+    "speed_single": lambda r: f"{r['speed']['seconds_float32']:.1f}",
+    "speed_ratio_single": lambda r: f"{r['speed']['ratio_float32']:.2f}",
+}
+"""What the template's `{{name}}` stand for."""
+
+
 def values(results: dict[str, Any]) -> dict[str, str]:
-    """What the template's `{{name}}` stand for."""
-    speed, neural = results["speed"], results["neural"]
-    limit = results["quadratic_variation"]["mstde_limit"]
-    brownian = results["accuracy"]["brownian"]
-    finest = max(r["steps"] for r in brownian)
-    naive = next(
-        r for r in brownian if r["estimator"] == "MSTDE" and r["steps"] == finest
-    )
-    pendulum = results["pendulum"]
-    records = results["records"].values()
-    return {
-        "accuracy_table": accuracy_table(results),
-        "worst_error": worst_error(results),
-        "brownian_table": brownian_table(results),
-        "order_table": order_table(results),
-        "variation_table": variation_table(results),
-        "volatility_table": volatility_table(results),
-        "approximation_table": approximation_table(results),
-        "ergodic_table": ergodic_table(results),
-        "pendulum_table": pendulum_table(results),
-        "control_table": control_table(results),
-        "limit": vector(list(limit.values()), 4),
-        "naive": vector(naive["params"], 4),
-        "naive_steps": str(finest),
-        "variation": f"{results['quadratic_variation']['exact']:.4f}",
-        "ergodic_steps": f"{results['ergodic']['steps']:,}",
-        "ergodic_seeds": str(results["ergodic"]["seeds"]),
-        "ergodic_rate": str(results["ergodic"]["learning_rate"]),
-        "pendulum_ctd": f"{pendulum['ctd_variation']:.2%}",
-        "pendulum_naive": f"{pendulum['naive_ratio']:.1f}",
-        "pendulum_truth": f"{pendulum['monte_carlo']:.5f}",
-        "pendulum_gamma": str(pendulum["step_discount"]),
-        "neural_ml": f"{np.mean(neural['ML']['final']):.2%}",
-        "neural_ctd": f"{np.mean(neural['CTD(0)']['final']):.2%}",
-        "neural_setting": f"{neural['dimension']} dimensions, {neural['iterations']} "
-        f"batches of {neural['paths']} paths",
-        "control_setting": f"{results['control']['iterations']} batches of "
-        f"{results['control']['streams']} streams, {results['control']['seeds']} seeds",
-        "speed_seconds": f"{speed['seconds']:.1f}",
-        "speed_first": f"{speed['seconds_with_compilation']:.1f}",
-        "speed_seeds": f"{speed['seeds_per_second']:.0f}",
-        "speed_ratio": f"{speed['ratio']:.2f}",
-        "speed_python": f"{speed['ratio_python']:.0f}",
-        "speed_single": f"{speed['seconds_float32']:.1f}",
-        "speed_ratio_single": f"{speed['ratio_float32']:.2f}",
-        "cpu_minutes": f"{sum(r['cpu_seconds'] for r in records) / 60:.0f}",
-        "code_table": code_table(),
-    }
+    """All values; where a study has not been run the page says so."""
+    filled = {}
+    for name, make in VALUES.items():
+        try:
+            filled[name] = make(results)
+        except KeyError as missing:
+            filled[name] = f"*(not measured yet: {str(missing).strip(chr(39))})*"
+    return filled
 
 
 EQUATIONS = (

@@ -167,6 +167,9 @@ def beyond(results: Results, folder: pathlib.Path) -> None:
 
 
 def draw(results: Results, folder: pathlib.Path) -> None:
-    """All figures, as PNG files in `folder`."""
+    """All figures whose studies were run, as PNG files in `folder`."""
     for figure in (bias, order, option, beyond):
-        figure(results, folder)
+        try:
+            figure(results, folder)
+        except KeyError as missing:
+            print(f"no {figure.__name__}.png: the study {missing} was not run")

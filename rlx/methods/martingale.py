@@ -297,7 +297,8 @@ def make(
     """Policy evaluation as a `Method`; batches are `Transition`s `[T, B]` of B paths.
 
     Δt is `extras["duration"]` where the data has it, else one over the spec's control
-    frequency, else 1. Time is counted from the first step of each path in the batch.
+    frequency, else 1. Time and traces start anew with every path and every batch: whole
+    paths make CTD(λ) exact, batches of one step are on-line CTD(0).
 
     Args:
       spec: shapes of the observation and the action.

@@ -31,6 +31,23 @@ def double():
         yield
 
 
+def conformance_cases():
+    """A gradient and a solver, on whole paths and on a rollout of a diffusion."""
+    problem = df.ornstein_uhlenbeck()
+    env = df.make(problem, 0.1)
+
+    def sample(key):
+        time = df.mesh(1.0, 0.1)
+        return df.transitions(problem, df.simulate(problem, key, time, 8))
+
+    trace = martingale.Config("ctd", lambda_=0.5, num_epochs=2, num_minibatches=2)
+    solver = martingale.Config("clstd", ridge=0.1)
+    return {
+        "ctd": (martingale.make(env.spec, trace), paths_source(sample, 8, 10)),
+        "clstd": (martingale.make(env.spec, solver), rollout(env, length=10)),
+    }
+
+
 def random_steps(generator, duration=None, inner_ends=True):
     """Random rewards, durations and path ends, some inside the batch."""
     discount = np.ones((T, B))
