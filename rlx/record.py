@@ -65,12 +65,11 @@ class RunFolder:
         with explained(path):
             path.mkdir(parents=True, exist_ok=True)
         lock = Lock(path)
-        if [entry.name for entry in path.iterdir() if entry.name != LOCK]:
+        try:
+            require_free(path)
+        except RunFolderError:
             lock.release()
-            raise RunFolderError(
-                f"{path}: is not empty: go on with --resume if it is this run, or give "
-                "another folder with --out"
-            )
+            raise
         content = {
             "format": FORMAT,
             "created": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
@@ -188,6 +187,20 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def require_free(path: str | os.PathLike[str]) -> None:
+    """Check that a new run may use a folder, before any work is done for it.
+
+    Raises:
+      RunFolderError: something is there already.
+    """
+    path = Path(path)
+    if path.is_dir() and [entry for entry in path.iterdir() if entry.name != LOCK]:
+        raise RunFolderError(
+            f"{path}: is not empty: go on with --resume if it is this run, or give "
+            "another folder with --out"
+        )
 
 
 def _neighbours(path: Path) -> str:

@@ -35,6 +35,7 @@ def describe() -> dict[str, Any]:
     import jax
 
     devices = jax.devices()
+    config: Any = jax.config  # its options are made at run time
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -46,9 +47,9 @@ def describe() -> dict[str, Any]:
         "device_count": len(devices),
         "process_count": jax.process_count(),
         "cpu_count": os.cpu_count(),
-        "default_matmul_precision": jax.config.jax_default_matmul_precision,
-        "enable_x64": bool(jax.config.jax_enable_x64),
-        "default_prng": jax.config.jax_default_prng_impl,
+        "default_matmul_precision": config.jax_default_matmul_precision,
+        "enable_x64": bool(config.jax_enable_x64),
+        "default_prng": config.jax_default_prng_impl,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 

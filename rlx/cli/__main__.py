@@ -1,0 +1,7 @@
+"""`python -m rlx.cli` is `rlx`."""
+
+import sys
+
+from rlx.cli import main
+
+sys.exit(main())

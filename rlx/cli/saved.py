@@ -1,0 +1,200 @@
+"""`rlx eval`, `rlx play`, `rlx plot`: what a run folder can still do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlx import checkpoint, evaluate, learner, plot
+from rlx.cli import experiment as experiments
+from rlx.cli import film, progress, start
+from rlx.cli.errors import UsageError
+from rlx.cli.experiment import Experiment, Parts
+from rlx.json_values import to_json
+from rlx.ops import statistics
+from rlx.record import RunFolder
+from rlx.types import LearnerState, Policy
+
+
+class Saved(NamedTuple):
+    """A run of the past, ready to act."""
+
+    experiment: Experiment
+    parts: Parts
+    learners: LearnerState
+    """Leaves lead with the axis of runs `[N, ...]`."""
+    labels: list[dict[str, float]]
+    """`[N]` seed and hyper-parameters of each run."""
+    step: int
+
+    def policy(self, index: int) -> Policy:
+        """Return the policy of one run."""
+        state = jax.tree.map(lambda x: x[index], self.learners)
+        method = self.parts.make_method(self.hyper(index))
+        return learner.policy(method, state)
+
+    def hyper(self, index: int) -> dict[str, Any]:
+        """Return the hyper-parameters of one run, as the training had them."""
+        label = {n: v for n, v in self.labels[index].items() if n != "seed"}
+        return {name: jnp.float32(value) for name, value in label.items()}
+
+    def name(self, index: int) -> str:
+        """Return what tells a run from the others: `seed 3, learning_rate 0.001`."""
+        return ", ".join(f"{n} {value:g}" for n, value in self.labels[index].items())
+
+
+def load(path: str, step: int | None) -> Saved:
+    """Load the learners of a run folder; replay buffers and the like stay on the disk.
+
+    Raises:
+      RunFolderError, CheckpointError, UsageError: it is no run, or cannot be loaded.
+    """
+    start.prepare()
+    folder = RunFolder.open(path)
+    experiment = experiments.from_folder(folder)
+    parts, labels = experiment.build(), folder.config()["runs"]
+    method = parts.make_method({})
+    like = jax.eval_shape(
+        jax.vmap(lambda key: learner.init(method, key, parts.source.num_envs)),
+        jax.random.split(jax.random.key(0), len(labels)),
+    )
+    if step is None:
+        step = checkpoint.latest(folder.checkpoints)
+    if step is None:
+        raise UsageError(f"{path}: nothing has been saved yet")
+    learners = checkpoint.load(folder.checkpoints, like, step, ".state.learner")
+    return Saved(experiment, parts, learners, labels, step)
+
+
+# -------------------------------------------------------------------------------- eval
+
+
+def eval_run(arguments: Any) -> int:
+    """Evaluate every policy of a run on fresh episodes."""
+    saved = load(arguments.run, arguments.step)
+    episodes = _evaluate(
+        saved, arguments.episodes, arguments.seed, sample=arguments.sample
+    )
+    if arguments.json:
+        rows = [
+            {**label, "returns": r, "lengths": n, "terminated": t}
+            for label, r, n, t in zip(saved.labels, *episodes, strict=True)
+        ]
+        print(json.dumps(to_json({"step": saved.step, "runs": rows})))
+        return 0
+    _report(saved, *episodes[:2], sample=arguments.sample)
+    return 0
+
+
+def _evaluate(
+    saved: Saved, count: int, seed: int, sample: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return returns, lengths and terminations, `[N, E]` each."""
+
+    @jax.jit
+    def one(state: LearnerState, hyper: Any, key: jax.Array) -> evaluate.Episodes:
+        policy = learner.policy(saved.parts.make_method(hyper), state)
+        return evaluate.episodes(
+            saved.parts.env, policy, key, num_episodes=count, sample=sample
+        )
+
+    # Training splits its keys from jax.random.key(seed); these are others.
+    root = jax.random.fold_in(jax.random.key(seed), 0x65766C)
+    found = []
+    for index in range(len(saved.labels)):
+        state = jax.tree.map(lambda x, i=index: x[i], saved.learners)
+        key = jax.random.fold_in(root, index)
+        found.append(jax.device_get(one(state, saved.hyper(index), key)))
+    return (
+        np.stack([episode.returns for episode in found]),
+        np.stack([episode.lengths for episode in found]),
+        np.stack([episode.terminated for episode in found]),
+    )
+
+
+def _report(
+    saved: Saved, returns: np.ndarray, lengths: np.ndarray, sample: bool
+) -> None:
+    number, kept = progress.number, saved.experiment
+    mode = "sampled actions" if sample else "deterministic policy"
+    print(
+        f"{kept.method} on {kept.env} at {progress.short(saved.step)} steps: "
+        f"{returns.shape[1]} episodes per run, {mode}"
+    )
+    for index, (scores, steps) in enumerate(zip(returns, lengths, strict=True)):
+        print(
+            f"  {saved.name(index)}: return {number(scores.mean())} ± "
+            f"{number(scores.std())} ({number(scores.min())} to "
+            f"{number(scores.max())}), length {number(steps.mean())}"
+        )
+    settings: dict[str, list[int]] = {}
+    for index, label in enumerate(saved.labels):
+        hyper = [f"{name} {v:g}" for name, v in label.items() if name != "seed"]
+        settings.setdefault(", ".join(hyper), []).append(index)
+    for setting, members in settings.items():
+        if len(members) > 1:
+            scores = returns[members].mean(axis=1)[:, None]
+            low, high = statistics.stratified_bootstrap_interval(
+                jax.random.key(0), scores
+            )
+            print(
+                f"interquartile mean of {len(members)} seeds"
+                f"{' at ' + setting if setting else ''}: "
+                f"{number(float(statistics.iqm(scores)))}, 95 % interval "
+                f"{number(float(low))} to {number(float(high))}"
+            )
+
+
+# ------------------------------------------------------------------------ play and plot
+
+
+def play_run(arguments: Any) -> int:
+    """Film one episode of one policy."""
+    saved = load(arguments.run, arguments.step)
+    if saved.parts.env.render is None:
+        raise UsageError(f"{saved.experiment.env} cannot be drawn: it has no pictures")
+    if not 0 <= arguments.index < len(saved.labels):
+        raise UsageError(
+            f"--index {arguments.index}: {arguments.run} holds the runs 0 to "
+            f"{len(saved.labels) - 1}"
+        )
+    out = Path(arguments.out or Path(arguments.run, "episode.gif"))
+    film.check(out)
+    states = evaluate.trajectory(
+        saved.parts.env,
+        saved.policy(arguments.index),
+        jax.random.key(arguments.seed),
+        max_steps=arguments.max_steps,
+    )
+    frequency = saved.parts.env.spec.control_frequency or float(arguments.fps)
+    shown = film.select(len(states), frequency, arguments.fps, arguments.seconds)
+    frames = [np.asarray(saved.parts.env.render(states[index])) for index in shown]
+    film.write(frames, out, arguments.fps)
+    strip = out.with_name("rollout.png")
+    times = [index / frequency for index in shown]
+    film.write_strip(frames, times, strip)
+    print(
+        f"{saved.name(arguments.index)} at {progress.short(saved.step)} steps: "
+        f"{len(states) - 1} steps, filmed {len(frames)} pictures: {out}, {strip}"
+    )
+    return 0
+
+
+def plot_run(arguments: Any) -> int:
+    """Draw the learning curves of one or several runs."""
+    paths = [Path(path) for path in arguments.run]
+    default = paths[0] / "curve.png" if len(paths) == 1 else Path("curves.png")
+    out = Path(arguments.out or default)
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out}: curves are PNG files")
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    plot.curve(dict(zip(names, paths, strict=True)), out, arguments.metric)
+    print(out)
+    return 0

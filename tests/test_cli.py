@@ -1,0 +1,775 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import envs
+from rlx import checkpoint, system
+from rlx.cli import (
+    arguments,
+    catalogue,
+    errors,
+    explain,
+    fields,
+    film,
+    main,
+    progress,
+    saved,
+    survey,
+)
+from rlx.record import RunFolder
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Compiles in a fraction of the time of a real method, and is found by its file alone.
+TOY = '''"""REINFORCE with a linear policy and no baseline (TOY).
+
+Williams 1992.
+"""
+import dataclasses
+import jax
+import jax.numpy as jnp
+import optax
+from rlx.types import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Its fields."""
+
+    learning_rate: float = 1e-3
+    """Of plain gradient descent (own choice)."""
+    scale: float = 0.5
+    """Standard deviation of actions (own choice)."""
+    anneal_steps: int = 0
+    """Filled in."""
+    hidden_sizes: tuple[int, ...] = ()
+    """None of them."""
+
+
+def make(spec, config=Config()):
+    if isinstance(config.scale, float) and not config.scale > 0:
+        raise ValueError(f"scale must be positive, got {config.scale}")
+    (inputs,), (outputs,) = spec.observation.shape, spec.action.shape
+
+    def init(key):
+        return 0.3 * jax.random.normal(key, (inputs, outputs))
+
+    def act(params, stats, observation, carry, key):
+        mean = observation @ params
+        if key is None:
+            return mean, carry, {}
+        return mean + config.scale * jax.random.normal(key, mean.shape), carry, {}
+
+    def loss_fn(params, target_params, stats, batch, key):
+        error = (batch.action - batch.observation @ params) / config.scale
+        loss = jnp.mean(0.5 * jnp.sum(error**2, -1) * batch.reward)
+        return loss, {"loss": loss}
+
+    return Method(init, act, loss_fn, optax.sgd(config.learning_rate))
+'''
+SMALL = [
+    *("--source-set", "num_envs=4", "length=8"),
+    *("--evaluations", "4", "--episodes", "2"),
+]
+TRAIN = ["train", "toy", "--env", "probe/pendulum", "--seeds", "2", "--steps", "1024"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("methods")
+    (folder / "toy.py").write_text(TOY)
+    catalogue.methods_package.__path__.append(str(folder))
+    yield
+    catalogue.methods_package.__path__.remove(str(folder))
+
+
+def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    """Run a command line in this process: status, output, errors."""
+    status = main(list(argv))
+    return status, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A finished run, which no test changes."""
+    path = tmp_path_factory.mktemp("cli") / "pendulum"
+    assert main([*TRAIN, *SMALL, "--out", str(path)]) == 0
+    return path
+
+
+def size(path: pathlib.Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def frames_of(path: pathlib.Path) -> tuple[list[np.ndarray], int]:
+    """All frames of a film, and how many milliseconds each is shown."""
+    with Image.open(path) as film:
+        found = []
+        for index in range(film.n_frames):
+            film.seek(index)
+            found.append(np.asarray(film.convert("RGB")))
+        return found, film.info["duration"]
+
+
+# ----------------------------------------------------------------------------- training
+
+
+def test_train_leaves_a_run_folder(run: pathlib.Path) -> None:
+    folder = RunFolder.open(run)
+    config = folder.config()
+    kept = config["experiment"]
+    assert kept["config"] == {
+        "learning_rate": 1e-3,
+        "scale": 0.5,
+        "anneal_steps": 1024 // 32,  # one for each batch
+        "hidden_sizes": [],
+    }
+    assert kept["source_options"] == {"num_envs": 4, "length": 8, "reset_pool": 0}
+    assert config["env_spec"]["time_limit"] == 200
+    assert [row["step"] for row in folder.rows()] == [0, 256, 512, 768, 1024]
+    assert checkpoint.steps(folder.checkpoints) == [512, 768, 1024]
+    assert size(run / "curve.png") == (1080, 660)
+
+
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, number: int, step: int, *argv: str
+) -> int:
+    """Run a command that gets a signal once it has reached a step."""
+    show = progress.Display.progress
+
+    def stop(display: progress.Display, report: Any) -> None:
+        show(display, report)
+        if report["step"] >= step:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.Display, "progress", stop)
+        return main(list(argv))
+
+
+def test_a_stopped_run_is_resumed_exactly(
+    run: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "run"
+    argv = [*TRAIN, *SMALL, "--out", str(path)]
+    assert interrupted(monkeypatch, signal.SIGINT, 300, *argv) == 130
+    assert f"`rlx resume {path}`" in capsys.readouterr().err
+    assert interrupted(monkeypatch, signal.SIGTERM, 800, "resume", str(path)) == 143
+    assert main([*argv, "--resume"]) == 0
+    unbroken, resumed = (
+        {row["step"]: (row["return"], row["train"]) for row in RunFolder.open(p).rows()}
+        for p in (run, path)
+    )
+    assert resumed == unbroken
+    states = [saved.load(str(p), None).learners for p in (run, path)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_a_run_is_never_overwritten_nor_continued_as_another(
+    run: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "metrics.jsonl").read_bytes()
+    argv = [*TRAIN, *SMALL, "--out", str(run)]
+    status, _, message = call(capsys, *argv)
+    assert (status, message.count("\n")) == (1, 1)
+    assert "is not empty: go on with --resume" in message
+    status, _, message = call(capsys, *argv, "--resume", "--set", "scale=0.9")
+    assert status == 2
+    assert "config.scale is 0.5 there and 0.9 here" in message
+    assert f"`rlx resume {run}`" in message
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_sweep(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "sweep"
+    argv = ["sweep", *TRAIN[1:], *SMALL, "--out", str(path)]
+    grid = ["--grid", "learning_rate=1e-4,3e-2", "scale=0.1,0.3"]
+    status, output, _ = call(capsys, *argv, "--steps", "256", *grid)
+    assert status == 0
+    assert "4 settings x 2 seeds, 256 steps each" in output
+    expected = [
+        {"seed": seed, "learning_rate": rate, "scale": scale}
+        for rate in (1e-4, 3e-2)
+        for scale in (0.1, 0.3)
+        for seed in (0, 1)
+    ]
+    folder = RunFolder.open(path)
+    assert folder.config()["runs"] == expected
+    last = np.array(folder.rows()[-1]["return"]).reshape(4, 2).mean(axis=1)
+    ranked = [
+        f"learning_rate {expected[2 * i]['learning_rate']:g}, scale "
+        f"{expected[2 * i]['scale']:g}: return"
+        for i in np.argsort(-last)
+    ]
+    places = [output.index(f"\n  {text}") for text in ranked]
+    assert places == sorted(places)
+    status, output, _ = call(capsys, "eval", str(path), "--episodes", "2")
+    assert status == 0
+    assert "seed 1, learning_rate 0.03, scale 0.3: return" in output
+    assert "mean of 2 seeds at learning_rate 0.0001, scale 0.1" in output
+    status, _, message = call(capsys, *argv, "--grid", "anneal_steps=1,2")
+    assert status == 2
+    assert "anneal_steps is no number that one compiled program can vary" in message
+
+
+def test_eval_runs_the_saved_policy(
+    run: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["eval", str(run), "--episodes", "3"]
+    status, output, _ = call(capsys, *argv, "--json")
+    assert status == 0
+    found = json.loads(output)
+    assert found["step"] == 1024
+    returns = np.array([row["returns"] for row in found["runs"]])
+    assert returns.shape == (2, 3)
+    assert len(np.unique(returns)) == 6
+    # By hand: the same policy in plain Python, from the same reset.
+    policy = saved.load(str(run), None).policy(1)
+    env = envs.make("probe/pendulum")
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0x65766C), 1)
+    reset_key, loop_key = jax.random.split(key)
+    state, observation = env.reset(jax.random.split(reset_key, 3)[2])
+    step, act, total = jax.jit(env.step), jax.jit(policy.act), 0.0
+    for t in range(200):
+        action, _, _ = act(observation, (), None)
+        step_key = jax.random.split(
+            jax.random.split(jax.random.fold_in(loop_key, t))[1], 3
+        )[2]
+        state, result = step(state, action, step_key)
+        observation, total = result.observation, total + float(result.reward)
+    np.testing.assert_allclose(returns[1, 2], total, rtol=1e-4)
+    status, output, _ = call(capsys, *argv)
+    assert f"return {progress.number(returns[0].mean())} ±" in output
+    assert "interquartile mean of 2 seeds" in output
+    _, other, _ = call(capsys, *argv, "--seed", "1")
+    _, sampled, _ = call(capsys, *argv, "--sample")
+    _, earlier, _ = call(capsys, *argv, "--step", "512")
+    assert len({output, other, sampled, earlier}) == 4
+
+
+# ------------------------------------------------------------------------ play and plot
+
+
+def test_play_films_an_episode(
+    run: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = ["play", str(run), "--out", str(tmp_path / "film.gif")]
+    make, drawn = envs.make, []
+
+    def with_pictures(name: str, **options: Any) -> Any:
+        env = make(name, **options)
+
+        def render(state: Any) -> np.ndarray:
+            drawn.append(state)
+            picture = np.zeros((30, 40, 3), np.uint8)
+            picture[:, len(drawn)] = 255
+            return picture
+
+        spec = dataclasses.replace(env.spec, control_frequency=50.0)
+        return env._replace(render=render, spec=spec)
+
+    status, _, message = call(capsys, *argv)
+    assert (status, "cannot be drawn" in message) == (2, True)
+    monkeypatch.setattr(envs, "make", with_pictures)
+    status, output, _ = call(capsys, *argv, "--index", "1", "--seconds", "1")
+    assert status == 0
+    assert "seed 1 at 1.02k steps: 200 steps, filmed 25 pictures" in output
+    assert len(drawn) == 25
+    pictures, milliseconds = frames_of(tmp_path / "film.gif")
+    assert [int(picture[5, :, 0].argmax()) for picture in pictures] == [*range(1, 26)]
+    assert milliseconds == 40
+    assert size(tmp_path / "rollout.png") == (6 * 42 - 2, 30)
+    status, _, message = call(capsys, *argv, "--index", "2")
+    assert "holds the runs 0 to 1" in message
+
+
+def test_films_run_in_real_time() -> None:
+    assert film.select(101, frequency=100, fps=25, seconds=0) == [*range(0, 101, 4)]
+    assert film.select(101, frequency=100, fps=25, seconds=0.5) == [*range(0, 48, 4)]
+    assert film.select(4, frequency=10, fps=25, seconds=0) == [0, 1, 2, 3]
+    thirds = film.select(126, frequency=125, fps=30, seconds=0)
+    assert len(thirds) == 31
+    assert set(np.diff(thirds)) == {4, 5}
+    assert film.select(1, frequency=50, fps=25, seconds=9) == [0]
+
+
+def test_a_gif_shows_the_frames(tmp_path: pathlib.Path) -> None:
+    frames = [np.zeros((20, 20, 3), np.uint8) for _ in range(3)]
+    for index, frame in enumerate(frames):
+        frame[:, 5 * index : 5 * index + 5, index] = 250
+    film.write(frames, tmp_path / "new" / "a.gif", fps=20)
+    pictures, milliseconds = frames_of(tmp_path / "new" / "a.gif")
+    np.testing.assert_allclose(pictures, frames, atol=6)
+    assert milliseconds == 50
+
+
+def test_film_names_are_checked_first(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(errors.UsageError, match=r"end in .gif or .mp4"):
+        film.check(tmp_path / "a.avi")
+    monkeypatch.setattr(film.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(errors.UsageError, match=r"pip install 'rlx\[video\]'"):
+        film.check(tmp_path / "a.mp4")
+
+
+def test_mp4(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    frames = [np.full((32, 32, 3), 50 * i, np.uint8) for i in range(4)]
+    film.write(frames, tmp_path / "a.mp4", fps=10)
+    assert (tmp_path / "a.mp4").stat().st_size > 500
+
+
+def test_plot(
+    run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "curve.png").unlink()
+    assert call(capsys, "plot", str(run))[:2] == (0, f"{run / 'curve.png'}\n")
+    assert (run / "curve.png").exists()
+    out = tmp_path / "both.png"
+    both = ["plot", str(run), str(run), "--metric", "train/loss", "--out", str(out)]
+    assert call(capsys, *both)[0] == 0
+    assert size(out) == (1080, 660)
+    _, _, message = call(capsys, "plot", str(run), "--metric", "retrun")
+    assert "did you mean 'return'" in message
+    assert call(capsys, "plot", str(run), "--out", "a.pdf")[0] == 2
+
+
+@pytest.mark.slow
+def test_the_main_job(tmp_path: pathlib.Path) -> None:
+    """Hopper with PPO, as a person would run it, in processes of their own."""
+    out = str(tmp_path / "hopper")
+    for argv in (
+        ["train", "ppo", "--env", "hopper", "--seeds", "2", "--steps", "20k"],
+        ["plot"],
+        ["eval", "--episodes", "2"],
+        ["play", "--seconds", "1"],
+    ):
+        train = argv[0] == "train"
+        argv += ["--out", out] if train else [out]
+        command = [sys.executable, "-m", "rlx.cli", *argv]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    assert size(tmp_path / "hopper" / "curve.png") == (1080, 660)
+    pictures, _ = frames_of(tmp_path / "hopper" / "episode.gif")
+    assert len(pictures) > 5
+    assert np.std(pictures) > 10
+
+
+# -------------------------------------------------------------------- bad command lines
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trane"], "invalid choice: 'trane'"),
+        (["train"], "which method?"),
+        (
+            ["train", "pp", "--env", "hopper", "--steps", "1M"],
+            "no method 'pp'; did you",
+        ),
+        (["train", "ppo", "--steps", "1M"], "--env is missing"),
+        (["train", "ppo", "--env", "hopper"], "--steps is missing"),
+        ([*TRAIN, "--env", "probe/pendulun"], "Did you mean 'probe/pendulum'"),
+        ([*TRAIN, "--set", "scal=1"], "toy has no field 'scal'; did you mean 'scale'?"),
+        ([*TRAIN, "--set", "scale=high"], "toy's scale: expected number, got 'high'"),
+        ([*TRAIN, "--set", "scale"], "'scale' is no assignment: write name=value"),
+        ([*TRAIN, "--set", "scale=1", "scale=0"], "scale is set twice"),
+        ([*TRAIN, "--set", "scale=-1"], "scale must be positive"),
+        ([*TRAIN, "--env-set", "limit=3"], "no option limit"),
+        ([*TRAIN, "--source-set", "num_env=3"], "did you mean 'num_envs'"),
+        ([*TRAIN, "--source-set", "num_envs=a"], "num_envs: expected integer, got 'a'"),
+        ([*TRAIN, "--source-set", "num_envs=0"], "must be at least 1"),
+        (
+            [*TRAIN, "--source", "rolout"],
+            "no data source 'rolout'; did you mean 'rollout'",
+        ),
+        ([*TRAIN, "--steps", "1001"], "1001 steps are no whole number of batches"),
+        ([*TRAIN, "--steps", "1.5"], "a number such as 500k or 1M, got '1.5'"),
+        ([*TRAIN, "--seeds", "0"], "how many (8) or which ones (0,3,5), got '0'"),
+        (["sweep", *TRAIN[1:]], "--grid is missing"),
+        (["sweep", *TRAIN[1:], "--grid", "scale=1,1"], "needs distinct values"),
+        (["eval", "nothing/here"], "nothing/here: no such run folder"),
+        (["resume", "nothing/here"], "nothing/here: no such run folder"),
+    ],
+)
+def test_bad_command_lines_get_one_line(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, output, error = call(capsys, *argv)
+    assert status in (1, 2)
+    assert message in error
+    assert error.startswith("rlx: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLX_DEBUG", "1")
+    with pytest.raises(errors.UsageError, match="no method"):
+        main(["train", "pp", "--env", "hopper", "--steps", "1M"])
+
+
+def test_a_run_made_from_python_is_named(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunFolder.create(tmp_path / "a", {"runs": [{"seed": 0}]}).close()
+    status, _, message = call(capsys, "eval", str(tmp_path / "a"))
+    assert (status, "was not made by `rlx train`" in message) == (2, True)
+
+
+def test_a_run_without_a_checkpoint_or_with_a_damaged_one(
+    run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((run / "config.json").read_text())
+    RunFolder.create(tmp_path / "a", config).close()
+    assert "nothing has been saved" in call(capsys, "eval", str(tmp_path / "a"))[2]
+    (tmp_path / "a" / "checkpoints" / "64" / "state").mkdir(parents=True)
+    _, _, message = call(capsys, "eval", str(tmp_path / "a"))
+    assert "step 64 is damaged" in message
+    config["experiment"]["config"].pop("scale")
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    assert (
+        "another version of this method, the fields scale"
+        in call(capsys, "eval", str(tmp_path / "a"))[2]
+    )
+
+
+# ----------------------------------------------------------------------- help and lists
+
+
+def test_help_is_instant() -> None:
+    """It imports neither jax nor anything that does."""
+    code = (
+        "import sys\nfrom rlx.cli import main\n"
+        "for argv in (['--help'], ['play', '--help']):\n"
+        "    try:\n        main(argv)\n"
+        "    except SystemExit as status:\n        assert status.code == 0\n"
+        "main(['train', '--help'])\n"
+        "assert not {'jax', 'numpy', 'envs', 'rich'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "--env-set" in result.stdout
+
+
+@pytest.mark.parametrize("name", catalogue.methods())
+def test_every_field_of_every_method_is_explained(name: str) -> None:
+    config = catalogue.load_method(name).Config
+    described = fields.describe(config)
+    assert {field.name.partition(".")[0] for field in described} == {
+        field.name for field in dataclasses.fields(config)
+    }
+    text = explain.method(name)
+    for field in described:
+        assert field.text, f"{name}.Config.{field.name} needs a docstring below it"
+        assert f"\n  {field.name}" in text
+    # What a run folder keeps gives the same config again.
+    kept = json.loads(json.dumps(explain.experiment.to_json(config())))
+    assert fields.from_json(config, kept, "here") == config()
+
+
+def test_help_explains_fields_and_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    status, output, _ = call(capsys, "train", "ppo", "--help")
+    assert status == 0
+    assert (
+        "  clip = 0.2 (number)\n      epsilon: how far the ratio may leave 1" in output
+    )
+    assert "  value_clip = none (number or none)" in output
+    assert (
+        "  num_envs = 40 (integer)\n      B, environments stepped together." in output
+    )
+
+
+def test_a_new_file_is_a_new_method(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = '"""Does nothing (NOP).\n\nMore."""\nclass Config: ...\ndef make(): ...'
+    (tmp_path / "nop.py").write_text(complete)
+    (tmp_path / "_nop.py").write_text(complete)
+    (tmp_path / "half.py").write_text("def make(): ...")
+    (tmp_path / "slip.py").write_text("\ndef make(:")
+    package = tmp_path / "pack"
+    package.mkdir()
+    (package / "__init__.py").write_text('"""P."""\nfrom a import Config, make')
+    monkeypatch.setattr(catalogue.methods_package, "__path__", [str(tmp_path)])
+    assert catalogue.methods() == {
+        "nop": "Does nothing (NOP).",
+        "pack": "P.",
+        "slip": "cannot be read: line 2, invalid syntax",
+    }
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    status, output, _ = call(capsys, "list")
+    assert status == 0
+    assert "  mdpo " in output
+    assert "probe/pendulum" in output
+    assert "rollout" in output
+    _, output, _ = call(capsys, "list", "sources")
+    assert "mdpo" not in output
+
+
+def test_doctor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, output, _ = call(capsys, "doctor")
+    assert status == 0
+    assert f"jax {jax.__version__}" in output
+    assert "cpu device(s)" in output
+    assert "all that is needed is here" in output
+    monkeypatch.setattr(system, "versions", lambda: {"jax": "1", "optax": None})
+    monkeypatch.setattr(survey, "_has_nvidia", lambda: True)
+    monkeypatch.setattr(survey.importlib.util, "find_spec", lambda name: None)
+    status, output, _ = call(capsys, "doctor")
+    assert status == 1
+    assert "PROBLEM  optax is missing: pip install optax" in output
+    assert "pip install -U 'jax[cuda13]'" in output
+    assert "no MP4 films: pip install 'rlx[video]'" in output
+
+
+# ------------------------------------------------------------------------------- fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """Nested."""
+
+    sizes: tuple[int, ...] = (64, 64)
+    """Units,
+    over two lines."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """Inherited from."""
+
+    rate: float = 1e-3
+    """Old text."""
+    count: int = 3
+    """How many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Base):
+    """All kinds of fields."""
+
+    rate: float = 1e-2
+    """New text (a paper)."""
+    limit: float | None = None
+    """A limit."""
+    kind: Literal["near", "far"] = "near"
+    """A choice."""
+    pair: tuple[int, float] = (1, 2.0)
+    """Two."""
+    flag: bool = False
+    """On or off."""
+    name: str = "x"
+    """A text."""
+    inner: Inner = Inner()
+    """A nest."""
+
+
+def test_fields_are_described_with_their_inheritance() -> None:
+    described = {field.name: field for field in fields.describe(Config)}
+    assert list(described) == [
+        *("rate", "count", "limit", "kind", "pair", "flag", "name", "inner.sizes")
+    ]
+    assert described["rate"][1:] == ("number", "0.01", "New text (a paper).")
+    assert described["limit"][1:3] == ("number or none", "none")
+    assert described["kind"][1:3] == ("'near' or 'far'", "near")
+    assert described["pair"][1:3] == ("integer,number", "1,2.0")
+    assert described["flag"][1:3] == ("true or false", "false")
+    assert described["inner.sizes"][1:] == (
+        *("integers a,b,...", "64,64", "Units, over two lines."),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "changed"),
+    [
+        ("rate=3e-4", {"rate": 3e-4}),
+        ("rate=inf", {"rate": math.inf}),
+        ("rate=1", {"rate": 1.0}),
+        ("count=1e3", {"count": 1000}),
+        ("count=1_000", {"count": 1000}),
+        ("limit=2", {"limit": 2.0}),
+        ("limit=None", {"limit": None}),
+        ("kind=far", {"kind": "far"}),
+        ("pair=(3, 4)", {"pair": (3, 4.0)}),
+        ("flag=yes", {"flag": True}),
+        ("name=a=b", {"name": "a=b"}),
+        ("name=none", {"name": "none"}),
+        ("inner.sizes=32", {"inner": Inner((32,))}),
+        ("inner.sizes=[8,9,10]", {"inner": Inner((8, 9, 10))}),
+    ],
+)
+def test_values_are_read_as_annotated(text: str, changed: dict[str, Any]) -> None:
+    found = fields.set_values(Config(), [text], "it")
+    assert found == dataclasses.replace(Config(), **changed)
+    for name, value in changed.items():
+        assert type(getattr(found, name)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("count=1.5", "it's count: expected integer, got '1.5'"),
+        ("count=many", "expected integer, got 'many'"),
+        ("limit=x", "expected number or none, got 'x'"),
+        ("kind=fat", "expected 'near' or 'far', got 'fat'; did you mean 'far'"),
+        ("pair=1", "expected integer,number, got '1'"),
+        ("flag=maybe", "expected true or false, got 'maybe'"),
+        ("inner.sizes=1,b", "expected integers a,b,..., got '1,b'"),
+        ("inner.size=1", "it has no field 'size'; did you mean 'sizes'"),
+        ("rate.x=1", "rate has no fields of its own"),
+    ],
+)
+def test_other_values_are_refused(text: str, message: str) -> None:
+    with pytest.raises(errors.UsageError) as caught:
+        fields.set_values(Config(), [text], "it")
+    assert message in str(caught.value)
+
+
+def test_configs_come_back_from_json() -> None:
+    config = Config(limit=math.inf, inner=Inner((1,)), rate=2.0)
+    kept = json.loads(json.dumps(explain.experiment.to_json(config)))
+    kept["rate"] = 2  # as another writer of JSON would have it
+    found = fields.from_json(Config, {**kept, "limit": math.inf}, "here")
+    assert found == config
+    assert type(found.rate) is float
+    with pytest.raises(errors.UsageError, match="fields more differ"):
+        fields.from_json(Config, {**kept, "more": 1}, "here")
+
+
+def test_the_data_takes_what_it_shares_with_the_method(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def source(env: Any, *, rate: float = 9.0, count: int = 9, size: int = 9) -> None:
+        """Shares `rate` and `count` with the method."""
+
+    monkeypatch.setattr(catalogue, "load_source", lambda name: source)
+    found = explain.experiment.source_values("source", Base(), ["count=5"])
+    assert found == {"rate": 1e-3, "count": 5, "size": 9}
+
+
+def test_literals() -> None:
+    texts = ("true", "none", "3", "0.5", "(1, 2)", "native", "[1,")
+    expected = (True, None, 3, 0.5, (1, 2), "native", "[1,")
+    assert tuple(map(fields.literal, texts)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1000000", 10**6),
+        ("1_000", 1000),
+        ("1e6", 10**6),
+        ("1M", 10**6),
+        ("2.5k", 2500),
+    ],
+)
+def test_steps(text: str, expected: int) -> None:
+    assert arguments.steps(text) == expected
+
+
+def test_seeds() -> None:
+    assert arguments.seeds("3") == (0, 1, 2)
+    assert arguments.seeds("3,") == (3,)
+    assert arguments.seeds("5,1") == (5, 1)
+    for text in ("0", "-1", "1,1", "a", "1,-2", ","):
+        with pytest.raises(arguments.argparse.ArgumentTypeError):
+            arguments.seeds(text)
+
+
+# ----------------------------------------------------------------------------- progress
+
+
+def test_numbers_for_people() -> None:
+    assert [progress.short(x) for x in (0, 950, 1024, 21_340, 999_960, 1e6, 2.5e9)] == [
+        *("0", "950", "1.02k", "21.3k", "1M", "1M", "2.5G")
+    ]
+    assert [progress.duration(x) for x in (0.4, 59.6, 130, 3900, 7200, 97200)] == [
+        *("0 s", "1 min", "2 min 10 s", "1 h 5 min", "2 h", "1 d 3 h")
+    ]
+    assert progress.duration(math.inf) == "?"
+    scores = np.array([1.0, 1500.0, 1700.0, 9000.0])
+    assert progress.spread(scores) == "1600 (1 to 9000)"
+    assert progress.spread(np.array([2.5])) == "2.5"
+    assert progress.spread(np.array([2.0, np.nan])) == "2 (2 to 2), 1 diverged"
+    assert progress.spread(np.array([np.nan])) == "nan"
+
+
+def feed(display: progress.Display) -> None:
+    with display:
+        display.row({"step": 500, "return": [1.0, 3.0], "time": {}})
+        report = {"step": 700, "steps_per_second": 2100.0, "seconds_left": 75.0}
+        display.progress(report)
+        display.row({"step": 1000, "return": [2.0, 4.0]})
+
+
+def test_progress_in_a_file_is_plain_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed(progress.Display(["", ""], 1000))
+    quiet = capsys.readouterr().out
+    assert quiet.splitlines() == [
+        "   500 steps   return 2 (1 to 3)",
+        "    1k steps   return 3 (2 to 4)",
+    ]
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", -1.0)
+    feed(progress.Display(["a", "b"], 1000))
+    assert capsys.readouterr().out.splitlines() == [
+        "   500 steps   return 3 at b, the best of 2 settings",
+        "   700 steps   2.1k steps/s   1 min 15 s left",
+        "    1k steps   return 4 at b, the best of 2 settings",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    feed(progress.Display(["", ""], 1000))
+    text = terminal.getvalue()
+    assert "   500 steps   return 2 (1 to 3)\n" in text
+    assert "\x1b[2K" in text  # the live line is wiped and drawn again
+    live = "700 steps   return 2 (1 to 3)   2.1k steps/s   1 min 15 s left"
+    assert live in text
+
+
+def test_argument_texts() -> None:
+    text = (
+        "One.\n\nArgs:\n  a: first,\n    goes on.\n  b: second: x.\n\nReturns:\n  c: d."
+    )
+    assert explain.argument_texts(text) == {"a": "first, goes on.", "b": "second: x."}
+    assert explain.argument_texts("One.") == {}
