@@ -32,6 +32,7 @@ BUDGETS = {
     "walker2d": 1_000_000,
 }
 """Environment steps per seed."""
+DEFAULT_LEARNING_RATE = 3e-4
 TARGETS = {
     "hopper": 2200.0,
     "half_cheetah": 1800.0,
@@ -40,7 +41,14 @@ TARGETS = {
 """Ordinary final returns of these methods with these budgets."""
 
 
-def train_one(task: str, method_name: str, seeds: int, steps: int, out: Path) -> None:
+def train_one(
+    task: str,
+    method_name: str,
+    seeds: int,
+    steps: int,
+    out: Path,
+    learning_rate: float | None = None,
+) -> None:
     """Trains one task with one method and writes its result."""
     import envs
     from rlx import system, train
@@ -50,6 +58,10 @@ def train_one(task: str, method_name: str, seeds: int, steps: int, out: Path) ->
     env = envs.make(task)
     source = rollout(env, num_envs=40, length=50)
     config = module.Config()
+    name = f"{task}_{method_name}"
+    if learning_rate is not None:
+        config = dataclasses.replace(config, learning_rate=learning_rate)
+        name = f"{name}_{learning_rate:g}"
     config = dataclasses.replace(
         config, anneal_steps=train.gradient_steps(config, source, steps)
     )
@@ -82,13 +94,13 @@ def train_one(task: str, method_name: str, seeds: int, steps: int, out: Path) ->
         source,
         num_steps=steps,
         seeds=seeds,
-        save_to=out / f"{task}_{method_name}",
+        save_to=out / name,
         resume=True,
         on_row=show,
         settings=settings,
     )
     write(
-        RESULTS / f"{task}_{method_name}.json",
+        RESULTS / f"{name}.json",
         {
             "task": task,
             "method": method_name,
@@ -145,13 +157,18 @@ def summarize() -> None:
         if "returns" not in content:
             continue
         task = content["task"]
-        by_task.setdefault(task, {})[content["method"].upper()] = Curve(
+        label = content["method"].upper()
+        rate = content["config"]["learning_rate"]
+        if rate != DEFAULT_LEARNING_RATE:
+            label = f"{label} at {rate:g}"
+        by_task.setdefault(task, {})[label] = Curve(
             np.array(content["steps"]), np.array(content["returns"])
         )
         table.append(
             {
                 "task": task,
                 "method": content["method"],
+                "learning_rate": rate,
                 "seeds": len(content["seeds"]),
                 "num_steps": content["steps"][-1],
                 "target": TARGETS.get(task),
@@ -163,7 +180,8 @@ def summarize() -> None:
         plot.curve(curves, RESULTS / f"{task}.png")
     for row in table:
         print(
-            f"{row['task']:26} {row['method']:5} {row['seeds']} seeds  IQM "
+            f"{row['task']:26} {row['method']:5} {row['learning_rate']:g} "
+            f"{row['seeds']} seeds  IQM "
             f"{row['iqm']:7.0f} [{row['low']:.0f}, {row['high']:.0f}]"
         )
 
@@ -183,6 +201,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["ppo", "mdpo"])
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--steps", type=int, help="instead of the task's budget")
+    parser.add_argument("--learning-rate", type=float, help="instead of 3e-4")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments/mdpo"))
     parser.add_argument("--summary", action="store_true", help="no training")
     arguments = parser.parse_args()
@@ -193,7 +212,14 @@ def main() -> None:
         for task in arguments.tasks:
             steps = arguments.steps or BUDGETS[task]
             for method in arguments.methods:
-                train_one(task, method, arguments.seeds, steps, arguments.out)
+                train_one(
+                    task,
+                    method,
+                    arguments.seeds,
+                    steps,
+                    arguments.out,
+                    arguments.learning_rate,
+                )
     summarize()
 
 
