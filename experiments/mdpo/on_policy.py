@@ -48,8 +48,12 @@ def train_one(
     steps: int,
     out: Path,
     learning_rate: float | None = None,
-) -> None:
-    """Trains one task with one method and writes its result."""
+) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """Trains one task with one method, or goes on where it stopped.
+
+    Returns:
+      The environment, the method, what `train.fit` returned, and the record to write.
+    """
     import envs
     from rlx import system, train
     from rlx.data.rollout import rollout
@@ -89,8 +93,9 @@ def train_one(
         )
 
     started = time.time()
+    method = module.make(env.spec, config)
     result = train.fit(
-        module.make(env.spec, config),
+        method,
         source,
         num_steps=steps,
         seeds=seeds,
@@ -99,28 +104,26 @@ def train_one(
         on_row=show,
         settings=settings,
     )
-    write(
-        RESULTS / f"{name}.json",
-        {
-            "task": task,
-            "method": method_name,
-            "seeds": [int(run["seed"]) for run in result.runs],
-            "steps": result.steps.tolist(),
-            "returns": result.returns.round(2).tolist(),
-            "final": describe(result.returns[-1]),
-            "config": dataclasses.asdict(config),
-            "num_envs": 40,
-            "length": 50,
-            "episodes_per_evaluation": settings.episodes,
-            "wall_seconds_of_last_start": round(time.time() - started, 1),
-            "steps_per_second": [
-                round(row["time"]["steps_per_second"]) for row in result.rows
-            ],
-            "command": "python -m experiments.mdpo.on_policy "
-            + shlex.join(sys.argv[1:]),
-            "environment": system.describe(),
-        },
-    )
+    content = {
+        "name": name,
+        "task": task,
+        "method": method_name,
+        "seeds": [int(run["seed"]) for run in result.runs],
+        "steps": result.steps.tolist(),
+        "returns": result.returns.round(2).tolist(),
+        "final": describe(result.returns[-1]),
+        "config": dataclasses.asdict(config),
+        "num_envs": 40,
+        "length": 50,
+        "episodes_per_evaluation": settings.episodes,
+        "wall_seconds_of_last_start": round(time.time() - started, 1),
+        "steps_per_second": [
+            round(row["time"]["steps_per_second"]) for row in result.rows
+        ],
+        "command": "python -m experiments.mdpo.on_policy " + shlex.join(sys.argv[1:]),
+        "environment": system.describe(),
+    }
+    return env, method, result, content
 
 
 def describe(returns: np.ndarray) -> dict[str, float]:
@@ -212,7 +215,7 @@ def main() -> None:
         for task in arguments.tasks:
             steps = arguments.steps or BUDGETS[task]
             for method in arguments.methods:
-                train_one(
+                *_, content = train_one(
                     task,
                     method,
                     arguments.seeds,
@@ -220,6 +223,7 @@ def main() -> None:
                     arguments.out,
                     arguments.learning_rate,
                 )
+                write(RESULTS / f"{content.pop('name')}.json", content)
     summarize()
 
 
