@@ -64,6 +64,11 @@ class Contestant(NamedTuple):
     steps: int
     close: Callable[[], object] = int  # does nothing
 
+    def __call__(self) -> int:
+        """Run once; return the steps taken."""
+        self.run()
+        return self.steps
+
 
 def native(env: Env, num_envs: int, length: int) -> tuple[Contestant, Any]:
     """Return the native engine, and `(rows, actions)` of a stretch of its steps."""
@@ -182,13 +187,13 @@ def compare(name: str, num_envs: int, arguments: argparse.Namespace) -> dict[str
     if arguments.mjx:
         contestants["mjx"] = mjx(name, num_envs, max(2, length // 20))
     for contestant in contestants.values():
-        contestant.run()  # compile, and warm up
+        contestant()  # compile, and warm up
     speeds: dict[str, list[float]] = {label: [] for label in contestants}
     for _ in range(arguments.repeats):
         for label, contestant in contestants.items():
             start = time.perf_counter()
-            contestant.run()
-            speeds[label].append(contestant.steps / (time.perf_counter() - start))
+            steps = contestant()
+            speeds[label].append(steps / (time.perf_counter() - start))
     for contestant in contestants.values():
         contestant.close()
     ratios = {
