@@ -160,7 +160,7 @@ def make(spec: EnvSpec, config: Config = Config()) -> Method:  # noqa: B008 (fro
         }
         return total, metrics
 
-    rates = {}
+    rates: dict[str, float] = {}
     if config.automatic_temperature:
         rates["log_temperature"] = config.temperature_learning_rate
     return Method(
