@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -22,6 +23,8 @@ COLOURS = {
 
 
 def _finish(figure: Any, path: pathlib.Path) -> None:
+    for axis in figure.axes:
+        axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -115,7 +115,7 @@ STUDIES: dict[str, Callable[[], Any]] = {
     "quadratic_variation": quadratic_variation,
     "volatility": volatility,
     "approximation": approximation,
-    "ergodic": lambda: stochastic.ergodic_online(2_000_000, 16),
+    "ergodic": lambda: stochastic.ergodic_online(8_000_000, 16),
     "pendulum": lambda: robustness.step_size_table(
         (0.1, 0.05, 0.02, 0.01, 0.005), 20, 512
     ),
