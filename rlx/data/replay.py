@@ -223,7 +223,7 @@ def _random_action(space: Space, key: Key | None, batch: tuple[int, ...]) -> Arr
     if key is None:
         return jnp.zeros(shape, space.dtype)
     unit = jax.random.uniform(key, shape, space.dtype)
-    low, high = (
+    least, most = (
         jnp.broadcast_to(jnp.asarray(x, unit.dtype), shape) for x in (low, high)
     )
-    return low + (high - low) * unit
+    return least + (most - least) * unit

@@ -218,7 +218,7 @@ def make(spec: EnvSpec, config: Config = Config()) -> Method:  # noqa: B008 (fro
             )
             error = 0.5 * jnp.mean(values.squared_error(value, worth))
             total = total + error
-            metrics["value_loss"] = error
+            metrics = {**metrics, "value_loss": error}
             next_value = agent.value.apply(
                 target_params["value"], batch.next_observation
             )
