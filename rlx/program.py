@@ -98,8 +98,9 @@ def make_runs(
     return Run(keys[:, 0], keys[:, 1], values), labels
 
 
-def _start(method: Method, source: DataSource, key: Key) -> Progress:
-    state = loop.init(method, source, key)
+def _init_run(make_method: MethodMaker, source: DataSource, run: Run) -> Progress:
+    method = make_method(run.hyper)
+    state = loop.init(method, source, run.train_key)
     _, metrics = jax.eval_shape(lambda s: loop.step(method, source, s), state)
     return Progress(
         state=state,
@@ -129,6 +130,29 @@ def _advance(method: Method, source: DataSource, progress: Progress) -> Progress
     )
 
 
+def _advance_run(
+    make_method: MethodMaker,
+    source: DataSource,
+    pair: tuple[Run, Progress],
+    iterations: Array,
+) -> Progress:
+    run, progress = pair
+    method = make_method(run.hyper)
+    return jax.lax.fori_loop(
+        0, iterations, lambda _, p: _advance(method, source, p), progress
+    )
+
+
+def _evaluate_run(
+    make_method: MethodMaker, env: Env, num_episodes: int, pair: tuple[Run, Progress]
+) -> evaluate.Episodes:
+    run, progress = pair
+    method = make_method(run.hyper)
+    policy = learner.policy(method, progress.state.learner)
+    key = jax.random.fold_in(run.evaluation_key, progress.state.iteration)
+    return evaluate.episodes(env, policy, key, num_episodes=num_episodes)
+
+
 def build(
     make_method: MethodMaker,
     source: DataSource,
@@ -155,23 +179,8 @@ def build(
     mesh = sharding.mesh_for(num_runs)
     placed = sharding.per_run(mesh)
 
-    def init_one(run: Run) -> Progress:
-        return _start(make_method(run.hyper), source, run.train_key)
-
-    def advance_one(pair: tuple[Run, Progress], iterations: Array) -> Progress:
-        run, progress = pair
-        method = make_method(run.hyper)
-        return jax.lax.fori_loop(
-            0, iterations, lambda _, p: _advance(method, source, p), progress
-        )
-
-    def evaluate_one(pair: tuple[Run, Progress], env: Env) -> evaluate.Episodes:
-        run, progress = pair
-        method = make_method(run.hyper)
-        policy = learner.policy(method, progress.state.learner)
-        key = jax.random.fold_in(run.evaluation_key, progress.state.iteration)
-        return evaluate.episodes(env, policy, key, num_episodes=num_episodes)
-
+    init_one = functools.partial(_init_run, make_method, source)
+    advance_one = functools.partial(_advance_run, make_method, source)
     runs_shape = _abstract(runs, placed)
     abstract = _abstract(jax.eval_shape(jax.vmap(init_one), runs), placed)
     count = jax.ShapeDtypeStruct((), jnp.int32)
@@ -187,7 +196,7 @@ def build(
         return jitted.lower(runs_shape, abstract, count).compile(options)
 
     def compile_evaluate(env: Env, size: int) -> jax.stages.Compiled:
-        one = functools.partial(evaluate_one, env=env)
+        one = functools.partial(_evaluate_run, make_method, env, num_episodes)
         mapped = sharding.over_runs(one, mesh, size)
 
         def evaluate_all(runs: Run, progress: Progress) -> evaluate.Episodes:
@@ -210,7 +219,7 @@ def build(
         return init_all(runs)
 
     return Programs(
-        runs=jax.device_put(runs, placed),
+        runs=sharding.place(runs, placed),
         init=jax.jit(init, out_shardings=placed, compiler_options=options),
         advance=advance,
         reset_metrics=_reset_metrics(placed),

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -141,6 +142,22 @@ def largest_group(memory_of: Callable[[int], int | None], runs: int) -> int:
             break
         group = (group + 1) // 2
     return group
+
+
+def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """What every process knows whole, as arrays spread over all their devices."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def leaf(x: jax.Array) -> jax.Array:
+        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        host = np.asarray(jax.random.key_data(x) if is_key else x)
+        array = jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+        if is_key:
+            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(x))
+        return array
+
+    return jax.tree.map(leaf, tree)
 
 
 def agree(value: float) -> float:
