@@ -151,9 +151,9 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 def summarize() -> None:
     """The table of final returns and a plot per task, from the results there are."""
-    from rlx import plot
+    from rlx import plot, system
 
-    table = []
+    table: list[dict[str, Any]] = []
     by_task: dict[str, dict[str, Any]] = {}
     for path in sorted(RESULTS.glob("*_*.json")):
         content = json.loads(path.read_text())
@@ -178,7 +178,11 @@ def summarize() -> None:
                 **describe(np.array(content["returns"][-1])),
             }
         )
-    write(RESULTS / "summary.json", {"rows": table})
+    command = "python -m experiments.mdpo.on_policy --summary"
+    write(
+        RESULTS / "summary.json",
+        {"rows": table, "command": command, "environment": system.describe()},
+    )
     for task, curves in by_task.items():
         plot.curve(curves, RESULTS / f"{task}.png")
     for row in table:
