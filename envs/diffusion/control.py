@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ from rlx.types import Array, Key
 _LOG_2PI = math.log(2 * math.pi)
 
 
-def gaussian_policy(mean, variance):
+def gaussian_policy(
+    mean: Callable[[Array, Array], Array], variance: Callable[[Array], Array]
+) -> Callable[[Array, Array, Key], tuple[Array, Array]]:
     """The policy u ~ N(mean(t, x), variance(t)) of one action, any leading axes.
 
     Args:

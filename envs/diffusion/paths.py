@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -36,14 +37,28 @@ class Paths:
     """`[M]` h at the horizon; 0 when the horizon is infinite."""
 
 
-def euler_step(diffusion: Diffusion, time, state, action, duration, noise) -> Array:
+def euler_step(  # noqa: PLR0913 (what a step of a scheme is made of)
+    diffusion: Diffusion,
+    time: Array,
+    state: Array,
+    action: Array,
+    duration: Array,
+    noise: Array,
+) -> Array:
     """One Euler-Maruyama step `[d]`: weak order 1, strong order 1/2."""
     drift = diffusion.drift(time, state, action)
     volatility = diffusion.volatility(time, state, action)
     return state + drift * duration + volatility @ noise
 
 
-def milstein_step(diffusion: Diffusion, time, state, action, duration, noise) -> Array:
+def milstein_step(  # noqa: PLR0913 (what a step of a scheme is made of)
+    diffusion: Diffusion,
+    time: Array,
+    state: Array,
+    action: Array,
+    duration: Array,
+    noise: Array,
+) -> Array:
     """One Milstein step `[d]`: strong order 1.
 
     ½ Σ_jk (∂σ_k/∂x · σ_j) (ΔW_j ΔW_k - δ_jk Δt) is added to Euler's step (Kloeden &
@@ -66,7 +81,7 @@ def milstein_step(diffusion: Diffusion, time, state, action, duration, noise) ->
     return state + drift * duration + columns @ noise + correction
 
 
-def step_function(diffusion: Diffusion, scheme: str):
+def step_function(diffusion: Diffusion, scheme: str) -> Callable[..., Array]:
     """The one-state step `(time, state, action, duration, noise) -> state` of a scheme.
 
     Raises:

@@ -28,6 +28,7 @@ from experiments.martingale import (
     stochastic,
     studies,
 )
+from rlx import system
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -155,7 +156,8 @@ def main() -> None:
             "study": name,
             "wall_seconds": clock.perf_counter() - begin,
             "cpu_seconds": clock.process_time() - cpu,
-            "jax": jax.__version__,
+            "command": f"python -m experiments.martingale.run {name}",
+            "environment": system.describe(),
             "result": found,
         }
         text = json.dumps(record, indent=1)
