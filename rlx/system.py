@@ -41,7 +41,7 @@ def describe() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": versions(),
         "git_commit": git_commit(),
-        "command": shlex.join(sys.argv),
+        "command": command(),
         "backend": devices[0].platform,
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
@@ -52,6 +52,18 @@ def describe() -> dict[str, Any]:
         "default_prng": config.jax_default_prng_impl,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def command() -> str:
+    """The command line of this process, without the machine's own folders.
+
+    `python -m package.module --option` stays what it was; a script or console command
+    is named without the folder it lies in.
+    """
+    original = sys.orig_argv[1:]
+    if "-m" in original:
+        return shlex.join(["python", *original[original.index("-m") :]])
+    return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
 
 
 def versions() -> dict[str, str | None]:
