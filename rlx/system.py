@@ -61,7 +61,7 @@ def command() -> str:
     is named without the folder it lies in.
     """
     original = sys.orig_argv[1:]
-    if "-m" in original:
+    if original and original[0].startswith("-") and "-m" in original:
         return shlex.join(["python", *original[original.index("-m") :]])
     return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
 

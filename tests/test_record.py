@@ -78,12 +78,38 @@ def test_the_environment_is_described() -> None:
     assert found["backend"] == "cpu"
     assert found["enable_x64"] is False
     assert found["default_matmul_precision"] is None
-    assert "pytest" in found["command"]
+    assert found["command"] == system.command()
     with jax.enable_x64(True), jax.default_matmul_precision("float32"):
         changed = system.describe()
     assert changed["enable_x64"] is True
     assert changed["default_matmul_precision"] == "float32"
     assert strict(json.dumps(json_values.to_json(found)))
+
+
+@pytest.mark.parametrize(
+    ("original", "argv", "expected"),
+    [
+        (
+            ["/opt/bin/python3", "-W", "error", "-m", "some.module", "--seeds", "4"],
+            ["/home/me/some/module.py", "--seeds", "4"],
+            "python -m some.module --seeds 4",
+        ),
+        (
+            ["/opt/bin/python3", "/opt/bin/rlx", "plot", "-m", "a b"],
+            ["/opt/bin/rlx", "plot", "-m", "a b"],
+            "rlx plot -m 'a b'",
+        ),
+    ],
+)
+def test_the_command_names_no_folder_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+    original: list[str],
+    argv: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.setattr(sys, "orig_argv", original)
+    monkeypatch.setattr(sys, "argv", argv)
+    assert system.command() == expected
 
 
 def test_git_commit(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
