@@ -17,7 +17,7 @@
 # how well they learned and how certain that is, stops a run half-way and goes on with
 # it, and loads a policy back to watch it act. It takes two minutes on two cores.
 #
-# The same from a shell: `rlx train mdpo --env probe/pendulum --seeds 4 --steps 204800`.
+# The same from a shell: `rlx train mdpo --env probe/pendulum --seeds 4 --steps 122880`.
 
 # %%
 # %matplotlib inline
@@ -53,7 +53,8 @@ plt.rcParams.update({"figure.dpi": 110})
 # %%
 env = envs.make("probe/pendulum")
 source = rollout(env, num_envs=32, length=64)
-STEPS = 100 * source.steps_per_batch
+BATCHES = 60
+STEPS = BATCHES * source.steps_per_batch
 SEEDS = 4
 
 shared = {
@@ -62,7 +63,7 @@ shared = {
     "num_epochs": 10,
     "num_minibatches": 8,
 }
-shared["anneal_steps"] = 100 * shared["num_epochs"] * shared["num_minibatches"]
+shared["anneal_steps"] = BATCHES * shared["num_epochs"] * shared["num_minibatches"]
 mirror_descent = mdpo.make(env.spec, mdpo.Config(**shared))
 clipped = ppo.make(env.spec, ppo.Config(**shared, anneal_learning_rate=False))
 print(env.spec)
@@ -163,8 +164,9 @@ for seed, returns in enumerate(episodes.returns):
 
 # %% [markdown]
 # A pendulum has two numbers, so its policy is a picture: the torque at every angle and
-# velocity. Upright and at rest is the middle. The white lines are eight episodes: they
-# gather speed by swinging to and fro, and once it suffices, they slide in.
+# velocity. Upright and at rest is the middle. The lines are eight episodes: they gather
+# speed by swinging to and fro, and once it suffices, they slide in along a narrow
+# valley where the torque changes its sign.
 
 # %%
 first_seed = jax.tree.map(lambda leaf: leaf[0], learners)
@@ -209,8 +211,8 @@ plt.show()
 # ## A robot
 #
 # `envs.make("hopper")` is MuJoCo's Hopper, stepped by MuJoCo's own engine inside the
-# compiled program. Learning to run takes a million steps; the first tens of thousands
-# are enough to learn that falling is bad.
+# compiled program. Learning to run well takes a million steps; a hundred thousand are
+# enough for the first hops.
 
 # %%
 hopper = envs.make("hopper")

@@ -18,7 +18,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--library", choices=("sb3", "sbx"), default="sb3")
     parser.add_argument("--vector", choices=("dummy", "subproc"), default="dummy")
-    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
     options = parser.parse_args()
 
     import gymnasium
@@ -52,13 +52,12 @@ def main() -> None:
     envs.close()
 
 
-def _ppo(library: str, threads: int | None) -> type:
+def _ppo(library: str, threads: int) -> type:
     if library == "sb3":
         import torch
         from stable_baselines3 import PPO
 
-        if threads:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)  # small matrices: more threads only wait
         return PPO
     from sbx import PPO
 
