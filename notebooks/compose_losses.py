@@ -232,7 +232,7 @@ for level, text in ((hers, "the engineer"), (1, "the best")):
 axes.set_yscale("log")
 axes.set_xlabel("environment steps")
 axes.set_ylabel("cost of an episode / best cost")
-axes.legend(frameon=False, loc="upper right")
+axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 plt.show()
 
 for name, result in results.items():
