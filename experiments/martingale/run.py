@@ -37,13 +37,13 @@ def accuracy() -> dict[str, Any]:
     """Bias and spread per estimator and mesh, for every problem with a closed form."""
     linear_names = ("MSTDE", "ML", "CLSTD(0)", "CLSTD(1)")
     plan = {
-        "brownian": (problems.brownian(), (10, 40, 160, 320), 100, 4096),
+        "brownian": (problems.brownian(), (10, 40, 160, 320), 60, 4096),
         "linear_quadratic": (problems.ou_exact(), (16, 64, 256), 100, 2048),
         "linear_quadratic_misspecified": (problems.ou(1), (256,), 40, 2048),
         "infinite_horizon": (problems.ou_infinite(), (240, 2400), 20, 512),
         "control_2d": (problems.lq_control(), (25, 200), 20, 2048),
         "mean_variance": (problems.mean_variance(), (50, 200), 40, 8192),
-        "mean_variance_suboptimal": (problems.mean_variance(False), (200,), 40, 8192),
+        "mean_variance_suboptimal": (problems.mean_variance(False), (200,), 20, 8192),
         "option": (problems.option(), (50, 200), 20, 4096),
         "basket_3d": (problems.basket(), (50, 200), 20, 4096),
     }
@@ -98,8 +98,8 @@ def quadratic_variation() -> dict[str, Any]:
 
 def volatility() -> list[dict[str, Any]]:
     """Learning the volatility, and pricing when the assumed one is wrong."""
-    meshes = option.volatility_table((0.3,), (25, 50, 100, 200), 10, 4096)
-    misjudged = option.volatility_table((0.1, 0.2, 0.4, 0.5), (200,), 6, 2048)
+    meshes = option.volatility_table((0.3,), (25, 50, 100, 200), 20, 4096)
+    misjudged = option.volatility_table((0.1, 0.2, 0.4, 0.5), (200,), 8, 4096)
     return meshes + misjudged
 
 
