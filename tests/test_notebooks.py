@@ -23,8 +23,9 @@ def test_there_are_notebooks():
 def test_a_notebook_runs(path, tmp_path):
     pytest.importorskip("jupytext", reason="needs the extra 'notebooks'")
     output = tmp_path / f"{path.stem}.ipynb"
-    # As users run it: without the suite's settings of the compiler.
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    # As users run it: without the suite's settings of compiler and pictures.
+    unset = ("XLA_FLAGS", "MPLBACKEND")
+    environment = {k: v for k, v in os.environ.items() if k not in unset}
     environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, "-m", "jupytext", "--to", "ipynb", "--execute"]
     finished = subprocess.run(
