@@ -80,7 +80,7 @@ bench: $(STAMP)  ## Measure speed, as ratios within one run
 notebooks: $(NB_STAMP)  ## Execute every notebook from its .py source
 	@for source in notebooks/*.py; do \
 	  echo "$$source"; \
-	  $(BIN)/jupytext --to ipynb --execute "$$source" || exit 1; \
+	  env -u MPLBACKEND $(BIN)/jupytext --to ipynb --execute "$$source" || exit 1; \
 	done
 
 clean:  ## Remove .venv and caches; runs/ stays

@@ -72,9 +72,15 @@ def loss(
 
 
 def step_size_at(progress: Array, config: Config) -> Array:
-    """The step size t after the fraction `progress` of the schedule."""
+    """The step size t after the fraction `progress` of the schedule.
+
+    An infinite t stays infinite: there is no proximal term to anneal.
+    """
     left = 1.0 - progress if config.anneal_step_size else jnp.ones_like(progress)
-    return jnp.maximum(config.step_size * left, config.minimum_step_size)
+    start = jnp.asarray(config.step_size)
+    finite = jnp.where(jnp.isinf(start), 1.0, start) * left
+    finite = jnp.maximum(finite, config.minimum_step_size)
+    return jnp.where(jnp.isinf(start), jnp.inf, finite)
 
 
 def make(spec: EnvSpec, config: Config = Config()) -> Method:  # noqa: B008 (frozen)
@@ -106,6 +112,7 @@ def make(spec: EnvSpec, config: Config = Config()) -> Method:  # noqa: B008 (fro
             kl,
             step_size=step_size,
         )
-        return losses, {"kl": jnp.mean(kl), "step_size": jnp.mean(step_size)}
+        # The weight 1/t, not t: metrics must be finite, and t may be infinite.
+        return losses, {"kl": jnp.mean(kl), "proximal_weight": jnp.mean(1 / step_size)}
 
     return _on_policy.make_method(spec, config, lambda agent: policy_loss)

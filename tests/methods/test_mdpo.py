@@ -159,6 +159,25 @@ def test_the_step_size_falls_linearly_and_keeps_its_floor():
     )
 
 
+def test_an_infinite_step_size_stays_infinite_to_the_end_of_the_schedule():
+    config = mdpo.Config(step_size=float("inf"), anneal_steps=10)
+    progress = jnp.array([0.0, 0.5, 1.0])
+    np.testing.assert_array_equal(mdpo.step_size_at(progress, config), jnp.inf)
+
+
+def test_an_infinite_step_size_counts_as_finite_learning():
+    env = probe.make("cartpole")
+    config = mdpo.Config(
+        step_size=float("inf"), num_minibatches=2, num_epochs=2, hidden_sizes=(8,)
+    )
+    method, source = mdpo.make(env.spec, config), rollout(env, num_envs=4, length=8)
+    _, metrics = jax.jit(
+        lambda key: train.step(method, source, train.init(method, source, key))
+    )(jax.random.key(0))
+    assert float(metrics["learner_finite"]) == 1.0
+    assert float(metrics["proximal_weight"]) == 0.0
+
+
 @pytest.mark.parametrize("name", ["step_size", "minimum_step_size"])
 def test_impossible_fields_are_named(name):
     with pytest.raises(ValueError, match=name):
