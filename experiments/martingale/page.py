@@ -35,8 +35,8 @@ TITLES = {
     "linear_quadratic_misspecified": "LQ, family too small",
     "infinite_horizon": "LQ (OU), infinite horizon",
     "control_2d": "LQ control, 2-d, optimal policy",
-    "mean_variance": "mean-variance, optimal policy",
-    "mean_variance_suboptimal": "mean-variance, other policy",
+    "mean_variance": "mean-variance, Sharpe ratio 0.4",
+    "mean_variance_published": "mean-variance, Sharpe ratio 1.4",
     "option": "call option",
     "basket_3d": "geometric basket call, 3-d",
 }

@@ -131,11 +131,14 @@ def beyond(results: Results, folder: pathlib.Path) -> None:
     """Average reward on-line, the pendulum's step size, neural values, control."""
     figure, axes = plt.subplots(2, 2, figsize=(10, 7))
     ergodic = results["ergodic"]
-    blocks = np.linspace(0, ergodic["steps"] * ergodic["step_size"], 50)
+    thousands = ergodic["steps"] * ergodic["step_size"] / 1000
+    blocks = np.linspace(0, thousands, 50)
     for name, colour in (("theta0", "C0"), ("theta1", "C1"), ("V", "C2")):
         axes[0, 0].plot(blocks, ergodic["trail"][name], color=colour, label=name)
         axes[0, 0].axhline(ergodic["truth"][name], color=colour, ls=":", lw=1)
-    axes[0, 0].set(xlabel="time", title="Ergodic LQ, on-line CTD(0) (dotted: truth)")
+    axes[0, 0].set(
+        xlabel="time / 1000", title="Ergodic LQ, on-line CTD(0) (dotted: truth)"
+    )
     pendulum = results["pendulum"]["rows"]
     steps = [r["step_size"] for r in pendulum]
     for name, label in (("ctd", "β per unit of time"), ("naive", "γ per step")):
@@ -164,8 +167,9 @@ def beyond(results: Results, folder: pathlib.Path) -> None:
     for i, best in enumerate(control["optimum"]):
         axes[1, 1].axhline(best, color=f"C{i}", ls=":", lw=1)
     axes[1, 1].set(xlabel="iterations", title="Control: policy (dotted: optimum)")
+    axes[1, 1].set_xlim(right=1.5 * control["iterations"])
     for axis in axes.flat:
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="center right")
     _finish(figure, folder / "beyond.png")
 
 

@@ -42,8 +42,8 @@ def accuracy() -> dict[str, Any]:
         "linear_quadratic_misspecified": (problems.ou(1), (256,), 40, 2048),
         "infinite_horizon": (problems.ou_infinite(), (240, 2400), 20, 512),
         "control_2d": (problems.lq_control(), (25, 200), 20, 2048),
-        "mean_variance": (problems.mean_variance(), (50, 200), 40, 8192),
-        "mean_variance_suboptimal": (problems.mean_variance(False), (200,), 20, 8192),
+        "mean_variance": (problems.mean_variance(0.1), (50, 200), 40, 8192),
+        "mean_variance_published": (problems.mean_variance(), (200,), 20, 16384),
         "option": (problems.option(), (50, 200), 20, 4096),
         "basket_3d": (problems.basket(), (50, 200), 20, 4096),
     }

@@ -108,18 +108,19 @@ def direction(config, batch, theta, value=FAMILY, spec=SPEC):
     state = state.replace(params=state.params | {"value": theta})
     stats, prepared = method.prepare(state, batch)
 
-    def loss(params):
+    def loss(params, prepared):
         return method.loss_fn(params, params, stats, prepared, jax.random.key(0))[0]
 
-    return -jax.jit(jax.grad(loss))(state.params)["value"]
+    return -jax.jit(jax.grad(loss))(state.params, prepared)["value"]
 
 
 def solved(config, batch, value=FAMILY, times=1, instruments=None):
     method = martingale.make(SPEC, config, value, instruments)
     state = learner.init(method, jax.random.key(0))
-    update = jax.jit(lambda x: learner.update(method, x, batch, jax.random.key(0)))
+    # The batch is an argument: closed over, it would be a constant to fold.
+    update = jax.jit(lambda x, y: learner.update(method, x, y, jax.random.key(0)))
     for _ in range(times):
-        state, metrics = update(state)
+        state, metrics = update(state, batch)
     return np.asarray(state.params["value"]), metrics
 
 
