@@ -58,9 +58,9 @@ class Settings:
     group: int | None = None
     """Runs vmapped together on a device; chosen by backend and memory if None."""
     compiler_options: Mapping[str, Any] | None = None
-    """Passed to XLA. `{"xla_cpu_use_fusion_emitters": False}` compiles up to twice as
-    fast and, for environments with long kinematic chains on a CPU (MJX, Brax), runs
-    far faster; small networks run slower with it."""
+    """Passed to XLA. `{"xla_cpu_use_fusion_emitters": False}` compiles faster and can
+    run environments with long kinematic chains faster on a CPU (MJX, Brax); updates of
+    small networks run slower with it: measure before choosing."""
     config: Mapping[str, Any] | None = None
     """What the run folder's `config.json` says beside what `fit` knows."""
 

@@ -149,13 +149,10 @@ def test_extreme_numbers_stay_finite(name):
     assert bool(jnp.isfinite(loss))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [k for k, (_, s) in CASES.items() if s.env])
 def test_without_a_key_the_policy_is_deterministic(name):
     method, source = CASES[name]
     state, _ = prepared(name)
-    if source.env is None:
-        _, observation = None, None
-        return
     _, observation = source.env.reset(jax.random.key(8))
     carry = method.init_carry()
     actions = [
@@ -172,6 +169,15 @@ def _array_arguments(loss) -> list[str]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(loss).parameters.values()
     return [p.name for p in parameters if p.kind in kinds]
+
+
+def _required_keywords(loss) -> dict[str, float]:
+    """A value for every keyword that a loss cannot do without."""
+    return {
+        name: 0.5
+        for name, p in inspect.signature(loss).parameters.items()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is p.empty
+    }
 
 
 def elementwise_losses():
@@ -196,11 +202,7 @@ def test_the_elementwise_losses_are_found():
 )
 def test_an_elementwise_loss_refuses_shapes_that_would_broadcast(loss):
     names = _array_arguments(loss)
-    keywords = {
-        name: 0.5
-        for name, p in inspect.signature(loss).parameters.items()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is p.empty
-    }
+    keywords = _required_keywords(loss)
     good = {name: jnp.linspace(0.1, 1.0, 4) for name in names}
     assert loss(**good, **keywords).shape == (4,)
     for name in names:
@@ -214,11 +216,7 @@ def test_an_elementwise_loss_refuses_shapes_that_would_broadcast(loss):
 )
 def test_an_elementwise_loss_refuses_integers(loss):
     names = _array_arguments(loss)
-    keywords = {
-        name: 0.5
-        for name, p in inspect.signature(loss).parameters.items()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is p.empty
-    }
+    keywords = _required_keywords(loss)
     with pytest.raises(AssertionError):
         loss(**{name: jnp.arange(4) for name in names}, **keywords)
 
