@@ -3,7 +3,7 @@
     python -m experiments.mdpo.divergence
 
 Reads `metrics.jsonl` of every run folder that `experiments.mdpo.on_policy` made and
-writes, per evaluation and seed, the mean of KL(old || new) over the gradient steps since
+writes, per evaluation and seed, the mean KL(old || new) of the gradient steps since
 the evaluation before to `results/divergence.json`.
 """
 
