@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlx.ops import shuffling
 from rlx.types import (
     Array,
     Key,
@@ -146,8 +147,7 @@ def _shuffled(key: Key, size: int, num_epochs: int, num_minibatches: int) -> Arr
     """Indices `[epochs * minibatches, size / minibatches]`, a permutation an epoch."""
     if num_minibatches == 1:
         return jnp.zeros((num_epochs, 0), jnp.int32)
-    keys = jax.random.split(key, num_epochs)
-    epochs = jax.vmap(lambda k: jax.random.permutation(k, size))(keys)
+    epochs = shuffling.permutations(key, size, num_epochs)
     return epochs.reshape(num_epochs * num_minibatches, size // num_minibatches)
 
 

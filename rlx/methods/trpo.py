@@ -24,7 +24,7 @@ import optax
 
 from rlx.methods import _on_policy
 from rlx.methods._on_policy_config import OnPolicyConfig
-from rlx.ops import distributions, natural_gradient, values
+from rlx.ops import distributions, natural_gradient, shuffling, values
 from rlx.types import Array, EnvSpec, Key, LearnerState, Method, Metrics, Params
 
 
@@ -219,8 +219,7 @@ def _value_fit(
             )
             return new, error
 
-        keys = jax.random.split(key, method.num_epochs)
-        epochs = jax.vmap(lambda k: jax.random.permutation(k, size))(keys)
+        epochs = shuffling.permutations(key, size, method.num_epochs)
         indices = epochs.reshape(-1, size // count)
         learner, errors = jax.lax.scan(step, learner, indices)
         return learner, {"value_loss": jnp.mean(errors)}
