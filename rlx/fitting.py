@@ -16,7 +16,7 @@ import numpy as np
 from rlx import checkpoint, sharding
 from rlx.journal import Journal, Row
 from rlx.program import Programs, Progress
-from rlx.types import DataSource, Env
+from rlx.types import DataSource, Env, PyTree
 
 SLICE_SECONDS = 2.0
 """Aim for the time between two looks at the clock and at interrupts."""
@@ -181,10 +181,10 @@ class Loop:
         started = time.perf_counter()
         if self.programs.evaluate is not None:
             episodes = self.programs.evaluate(self.programs.runs, progress)
-            episodes = sharding.gather(episodes)
+            episodes = self._gather(episodes)
             row["return"] = episodes.returns.mean(axis=1).tolist()
             row["episode_length"] = episodes.lengths.mean(axis=1).tolist()
-        row["train"] = _means(progress)
+        row["train"] = _means(*self._gather((progress.sums, progress.counts)))
         row["time"] = {
             "evaluation_s": time.perf_counter() - started,
             "compile_s": self.programs.compile_seconds,
@@ -197,8 +197,11 @@ class Loop:
         if on_row is not None:
             on_row(row)
 
+    def _gather(self, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x[: self.num_runs], sharding.gather(tree))
+
     def _check_finite(self, progress: Progress) -> None:
-        bad = sharding.gather((progress.bad_iteration, progress.bad_data))
+        bad = self._gather((progress.bad_iteration, progress.bad_data))
         wrong = np.flatnonzero(bad[0] >= 0)
         enough = self.num_runs if not self.settings.stop_on_nan else 1
         if len(wrong) < enough:
@@ -270,8 +273,9 @@ def _agreed(caught: list[int]) -> int:
     return int(sharding.agree(caught[0] if caught else 0))
 
 
-def _means(progress: Progress) -> dict[str, list[float]]:
-    sums, counts = sharding.gather((progress.sums, progress.counts))
+def _means(
+    sums: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray]
+) -> dict[str, list[float]]:
     return {
         name: np.where(
             counts[name] > 0, sums[name] / np.maximum(counts[name], 1), np.nan

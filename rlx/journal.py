@@ -108,7 +108,9 @@ class Journal:
         self.step = checkpoint.latest(self.checkpoints)
         progress = None
         if self.step is not None:
-            progress = checkpoint.load(self.checkpoints, like, self.step)
+            kept = sharding.unpadded_like(like, len(self.labels))
+            loaded = checkpoint.load(self.checkpoints, kept, self.step)
+            progress = sharding.repad(loaded, like)
         last = -1 if self.step is None else self.step
         self.rows = [row for row in self._folder.rows() if row["step"] <= last]
         if jax.process_index() == 0:
@@ -124,7 +126,8 @@ class Journal:
     def save(self, step: int, progress: Progress) -> None:
         """Writes a checkpoint."""
         if self.checkpoints is not None:
-            checkpoint.save(self.checkpoints, step, progress, keep=self._keep)
+            real = sharding.unpad(progress, len(self.labels))
+            checkpoint.save(self.checkpoints, step, real, keep=self._keep)
 
 
 def _occupied(path: Path) -> bool:

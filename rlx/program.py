@@ -13,7 +13,16 @@ import numpy as np
 from flax import struct
 
 from rlx import evaluate, learner, loop, sharding
-from rlx.types import Array, DataSource, Env, Key, Method, PyTree, TrainState
+from rlx.types import (
+    Array,
+    DataSource,
+    Env,
+    Key,
+    Method,
+    Metrics,
+    PyTree,
+    TrainState,
+)
 
 MethodMaker = Callable[[Mapping[str, Array]], Method]
 
@@ -42,7 +51,11 @@ class Progress:
 
 
 class Programs(NamedTuple):
-    """Compiled functions over all runs; every array leads with the axis of runs."""
+    """Compiled functions over all runs; every array leads with the axis of runs.
+
+    Where the devices do not divide the runs, the last one is repeated at the end of
+    that axis (see `rlx.sharding.pad`); `sharding.unpad` takes the repetitions off.
+    """
 
     runs: Run
     """What the runs are, on the devices where they train."""
@@ -98,10 +111,24 @@ def make_runs(
     return Run(keys[:, 0], keys[:, 1], values), labels
 
 
-def _init_run(make_method: MethodMaker, source: DataSource, run: Run) -> Progress:
-    method = make_method(run.hyper)
-    state = loop.init(method, source, run.train_key)
-    _, metrics = jax.eval_shape(lambda s: loop.step(method, source, s), state)
+Step = Callable[[Run, TrainState], tuple[TrainState, Metrics]]
+
+
+def _make_step(make_method: MethodMaker, source: DataSource) -> Step:
+    """`loop.step` of a run; under `jit`, so that two programs trace it only once."""
+
+    @jax.jit
+    def step(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
+        return loop.step(make_method(run.hyper), source, state)
+
+    return step
+
+
+def _init_run(
+    make_method: MethodMaker, source: DataSource, step: Step, run: Run
+) -> Progress:
+    state = loop.init(make_method(run.hyper), source, run.train_key)
+    _, metrics = jax.eval_shape(step, run, state)
     return Progress(
         state=state,
         sums={name: jnp.zeros(()) for name in metrics},
@@ -111,8 +138,8 @@ def _init_run(make_method: MethodMaker, source: DataSource, run: Run) -> Progres
     )
 
 
-def _advance(method: Method, source: DataSource, progress: Progress) -> Progress:
-    state, metrics = loop.step(method, source, progress.state)
+def _advance(step: Step, run: Run, progress: Progress) -> Progress:
+    state, metrics = step(run, progress.state)
     bad_data = metrics["batch_finite"] < 1
     bad = bad_data | (metrics["learner_finite"] < 1)
     first = bad & (progress.bad_iteration < 0)
@@ -130,16 +157,10 @@ def _advance(method: Method, source: DataSource, progress: Progress) -> Progress
     )
 
 
-def _advance_run(
-    make_method: MethodMaker,
-    source: DataSource,
-    pair: tuple[Run, Progress],
-    iterations: Array,
-) -> Progress:
+def _advance_run(step: Step, pair: tuple[Run, Progress], iterations: Array) -> Progress:
     run, progress = pair
-    method = make_method(run.hyper)
     return jax.lax.fori_loop(
-        0, iterations, lambda _, p: _advance(method, source, p), progress
+        0, iterations, lambda _, p: _advance(step, run, p), progress
     )
 
 
@@ -175,14 +196,15 @@ def build(
       compiler_options: passed to XLA.
     """
     options: dict[str, Any] | None = dict(compiler_options or {}) or None
-    num_runs = runs.train_key.shape[0]
-    mesh = sharding.mesh_for(num_runs)
+    mesh = sharding.mesh_for(runs.train_key.shape[0])
     placed = sharding.per_run(mesh)
+    runs = sharding.pad(runs, mesh)
+    each = runs.train_key.shape[0] // mesh.size
 
-    init_one = functools.partial(_init_run, make_method, source)
-    advance_one = functools.partial(_advance_run, make_method, source)
+    step = _make_step(make_method, source)
+    init_one = functools.partial(_init_run, make_method, source, step)
+    advance_one = functools.partial(_advance_run, step)
     runs_shape = _abstract(runs, placed)
-    abstract = _abstract(jax.eval_shape(jax.vmap(init_one), runs), placed)
     count = jax.ShapeDtypeStruct((), jnp.int32)
 
     @functools.cache
@@ -207,7 +229,7 @@ def build(
     started = time.perf_counter()
     if group is None:
         group = sharding.largest_group(
-            lambda size: _memory(compile_advance(size)), num_runs // mesh.size
+            lambda size: _memory(compile_advance(size)), each
         )
     advance = compile_advance(group)
     evaluation = None

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlx.types import PyTree
+from rlx.types import Array, PyTree
 
 AXIS = "runs"
 
@@ -58,24 +58,82 @@ def available_cores() -> int:
 
 
 def mesh_for(num_runs: int) -> Mesh:
-    """A mesh of as many devices as divide the runs evenly, at most all there are.
+    """A mesh of the fewest devices on which the runs take the least time.
 
-    With several processes (`jax.distributed`) every device of every process takes
-    part.
-
-    Raises:
-      ValueError: several processes, and their devices do not divide the runs.
+    The busiest of D devices has ⌈N/D⌉ of N runs; where fewer devices have no more than
+    that each, the others would only repeat work: 11 runs on 8 devices are two each for
+    6 of them, one of the twelve a repetition (see `pad`). With several processes
+    (`jax.distributed`) every device of every process takes part.
     """
     devices = jax.devices()
-    if jax.process_count() > 1:
-        if num_runs % len(devices):
-            raise ValueError(
-                f"{num_runs} runs cannot be shared by the {len(devices)} devices of "
-                f"{jax.process_count()} processes: use a multiple of {len(devices)}"
-            )
-        return Mesh(np.asarray(devices), (AXIS,))
-    count = max(n for n in range(1, len(devices) + 1) if num_runs % n == 0)
+    count = len(devices)
+    if jax.process_count() == 1:
+        busiest = -(-num_runs // count)
+        count = -(-num_runs // busiest)
     return Mesh(np.asarray(devices[:count]), (AXIS,))
+
+
+def pad(runs: PyTree, mesh: Mesh) -> PyTree:
+    """Repeats the last run until every device has as many; see `unpad`."""
+    missing = -jax.tree.leaves(runs)[0].shape[0] % mesh.size
+    return _repeat_last(runs, missing) if missing else runs
+
+
+def _repeat_last(runs: PyTree, times: int) -> PyTree:
+    def leaf(x: Any) -> Any:
+        # Keys can only be joined by JAX; what was read from a disk stays on the host.
+        library = np if isinstance(x, np.ndarray) else jnp
+        return library.concatenate([x, *[x[-1:]] * times])
+
+    return jax.tree.map(leaf, runs)
+
+
+def unpad(tree: PyTree, num_runs: int) -> PyTree:
+    """The first `num_runs` runs; the tree as it is where nothing was repeated.
+
+    What had to be cut comes back on the host, as NumPy arrays (keys as local arrays):
+    runs that no number of devices divides evenly have no sharding, and one device may
+    be too small for all of them. Every process gets all runs.
+    """
+
+    def leaf(x: Array) -> Any:
+        if x.shape[0] == num_runs:
+            return x
+        if not _is_key(x):
+            return gather(x)[:num_runs]
+        data = gather(jax.random.key_data(x))[:num_runs]
+        return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(x))
+
+    return jax.tree.map(leaf, tree)
+
+
+def unpadded_like(abstract: PyTree, num_runs: int) -> PyTree:
+    """What `unpad` makes of a tree of these shapes: what its checkpoint is read into.
+
+    Args:
+      abstract: leaves `jax.ShapeDtypeStruct` with a sharding.
+      num_runs: as for `unpad`.
+    """
+
+    def leaf(x: jax.ShapeDtypeStruct) -> Any:
+        if x.shape[0] == num_runs:
+            return x
+        shape = (num_runs, *x.shape[1:])
+        if _is_key(x):
+            return jax.ShapeDtypeStruct(shape, x.dtype)
+        return np.empty(shape, x.dtype)
+
+    return jax.tree.map(leaf, abstract)
+
+
+def repad(tree: PyTree, abstract: PyTree) -> PyTree:
+    """Undoes `unpad`: `tree` in the shapes and shardings of `abstract`."""
+
+    def leaf(x: Any, wanted: jax.ShapeDtypeStruct) -> Any:
+        missing = wanted.shape[0] - x.shape[0]
+        return place(_repeat_last(x, missing), wanted.sharding) if missing else x
+
+    return jax.tree.map(leaf, tree, abstract)
 
 
 def per_run(mesh: Mesh) -> NamedSharding:
@@ -149,11 +207,10 @@ def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
-    def leaf(x: jax.Array) -> jax.Array:
-        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-        host = np.asarray(jax.random.key_data(x) if is_key else x)
+    def leaf(x: Any) -> Array:
+        host = np.asarray(jax.random.key_data(x) if _is_key(x) else x)
         array = jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
-        if is_key:
+        if _is_key(x):
             return jax.random.wrap_key_data(array, impl=jax.random.key_impl(x))
         return array
 
@@ -174,9 +231,21 @@ def agree(value: float) -> float:
 
 
 def gather(tree: PyTree) -> PyTree:
-    """Arrays of all runs as NumPy, on every process; keys must be given as raw data."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    """Arrays of all runs as NumPy, on every process; keys must be given as raw data.
 
-        return multihost_utils.process_allgather(tree, tiled=True)
-    return jax.device_get(tree)
+    What every process has whole already is not gathered again.
+    """
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    def leaf(x: Any) -> Any:
+        if getattr(x, "is_fully_addressable", True):
+            return np.asarray(x)
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(leaf, tree)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rlx import program
+from rlx import program, sharding
 from rlx.fitting import DivergedError, Interrupted, Loop, Settings
 from rlx.journal import Journal, Row
 from rlx.loop import gradient_steps, init, iterations_for, run, step
@@ -39,7 +39,9 @@ class Result:
     """What a fit leaves in memory."""
 
     state: TrainState
-    """All runs' states; leaves lead with the axis of runs `[N, ...]`."""
+    """All runs' states; leaves lead with the axis of runs `[N, ...]`.
+
+    NumPy arrays on the host where no number of devices divides the runs evenly."""
     runs: list[dict[str, float]]
     """`[N]` seed and hyper-parameters of each run."""
     rows: list[Row]
@@ -133,7 +135,8 @@ def fit(  # noqa: PLR0913 (the front door: everything is given by name)
             progress = programs.init(programs.runs)
         loop = Loop(source, programs, total, settings, journal)
         progress = loop.go(progress, on_row, on_progress)
-        return Result(progress.state, labels, journal.rows, journal.path)
+        state = sharding.unpad(progress.state, len(labels))
+        return Result(state, labels, journal.rows, journal.path)
 
 
 def _always(method: Method) -> Callable[[Mapping[str, Any]], Method]:

@@ -33,9 +33,15 @@ def dumped(path: pathlib.Path) -> dict[str, np.ndarray]:
 # ------------------------------------------------------------------- devices, processes
 
 
-@pytest.mark.parametrize("name", ["toy", pytest.param("ppo", marks=pytest.mark.slow)])
-def test_eight_devices_give_the_numbers_of_one(name: str, tmp_path: pathlib.Path):
-    options = {"num_steps": STEPS, "seeds": [*range(8)]}
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [("toy", 8), ("toy", 11), pytest.param("ppo", 8, marks=pytest.mark.slow)],
+)
+def test_eight_devices_give_the_numbers_of_one(
+    name: str, runs: int, tmp_path: pathlib.Path
+):
+    # Eleven runs take six of the devices, two each; the twelfth is thrown away.
+    options = {"num_steps": STEPS, "seeds": [*range(runs)]}
     process = fitting.start(
         {
             **options,
@@ -52,6 +58,7 @@ def test_eight_devices_give_the_numbers_of_one(name: str, tmp_path: pathlib.Path
     with RunFolder.open(tmp_path / "run") as folder:
         # A mean that nothing else depends on may be rounded in another way.
         fitting.assert_close_rows(one.rows, folder.rows())
+    assert {len(row["return"]) for row in one.rows} == {runs}
     # A run of eight devices goes on with one.
     resumed = fit(name, **options, save_to=tmp_path / "run", resume=True)
     fitting.assert_same(one.state, resumed.state)
@@ -78,12 +85,13 @@ def together(options: dict[str, Any], devices: int) -> list[str]:
     )
 
 
-def test_two_processes_train_one_sweep(tmp_path: pathlib.Path):
+@pytest.mark.parametrize("runs", [3, pytest.param(4, marks=pytest.mark.slow)])
+def test_two_processes_train_one_sweep(runs: int, tmp_path: pathlib.Path):
     run = tmp_path / "run"
     options = {
         "problem": "toy",
         "num_steps": STEPS,
-        "seeds": [0, 1, 2, 3],
+        "seeds": [*range(runs)],
         "save_to": str(run),
     }
     # Only the second process is told to stop; both do, at the same step.
@@ -93,7 +101,7 @@ def test_two_processes_train_one_sweep(tmp_path: pathlib.Path):
     dump = str(tmp_path / "state.npz")
     outputs = together({**options, "resume": True, "dump": dump}, devices=2)
     assert all("finished on 4 devices, rows: 4" in o for o in outputs)
-    alone = fit("toy", num_steps=STEPS, seeds=[0, 1, 2, 3])
+    alone = fit("toy", num_steps=STEPS, seeds=runs)
     fitting.assert_same(fitting.leaves(alone.state), dumped(tmp_path / "state.npz"))
     with RunFolder.open(run) as folder:
         fitting.assert_same_rows(alone.rows, folder.rows())
@@ -105,12 +113,13 @@ def test_two_processes_train_one_sweep(tmp_path: pathlib.Path):
 def test_devices_share_the_runs_evenly(monkeypatch):
     device = jax.devices()[0]
     monkeypatch.setattr(sharding.jax, "devices", lambda: [device] * 8)
-    for runs, size in ((8, 8), (16, 8), (12, 6), (7, 7), (5, 5), (11, 1), (1, 1)):
+    for runs, size in ((8, 8), (16, 8), (12, 6), (7, 7), (9, 5), (11, 6), (1, 1)):
         assert sharding.mesh_for(runs).size == size
+        # No device has more to do than with all of them at work.
+        assert -(-runs // size) == -(-runs // 8)
     monkeypatch.setattr(sharding.jax, "process_count", lambda: 2)
-    assert sharding.mesh_for(16).size == 8
-    with pytest.raises(ValueError, match="12 runs.*8 devices of 2 processes.*multiple"):
-        sharding.mesh_for(12)
+    for runs in (1, 12, 16):
+        assert sharding.mesh_for(runs).size == 8
 
 
 def accelerator(monkeypatch: pytest.MonkeyPatch, limit: int | None) -> None:
