@@ -208,6 +208,18 @@ def build(
     count = jax.ShapeDtypeStruct((), jnp.int32)
 
     @functools.cache
+    def trace_init(size: int) -> jax.stages.Traced:
+        mapped = sharding.over_runs(init_one, mesh, size)
+
+        def init(runs: Run) -> Progress:
+            return mapped(runs)
+
+        return jax.jit(init, out_shardings=placed).trace(runs_shape)
+
+    started = time.perf_counter()
+    abstract = _abstract(trace_init(group or 1).out_info, placed)
+
+    @functools.cache
     def compile_advance(size: int) -> jax.stages.Compiled:
         mapped = sharding.over_runs(advance_one, mesh, size)
 
@@ -226,7 +238,6 @@ def build(
 
         return jax.jit(evaluate_all).lower(runs_shape, abstract).compile(options)
 
-    started = time.perf_counter()
     if group is None:
         group = sharding.largest_group(
             lambda size: _memory(compile_advance(size)), each
@@ -235,14 +246,14 @@ def build(
     evaluation = None
     if evaluation_env is not None:
         evaluation = compile_evaluate(evaluation_env, group)
-    init_all = sharding.over_runs(init_one, mesh, group)
+    traced = trace_init(group)
 
     def init(runs: Run) -> Progress:
-        return init_all(runs)
+        return traced.lower().compile(options)(runs)  # not at all in a resumed fit
 
     return Programs(
         runs=sharding.place(runs, placed),
-        init=jax.jit(init, out_shardings=placed, compiler_options=options),
+        init=init,
         advance=advance,
         reset_metrics=_reset_metrics(placed),
         evaluate=evaluation,
