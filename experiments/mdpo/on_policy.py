@@ -32,7 +32,6 @@ BUDGETS = {
     "walker2d": 1_000_000,
 }
 """Environment steps per seed."""
-DEFAULT_LEARNING_RATE = 3e-4
 TARGETS = {
     "hopper": 2200.0,
     "half_cheetah": 1800.0,
@@ -44,7 +43,7 @@ TARGETS = {
 def train_one(
     task: str,
     method_name: str,
-    seeds: int,
+    seeds: range,
     steps: int,
     out: Path,
     learning_rate: float | None = None,
@@ -66,6 +65,8 @@ def train_one(
     if learning_rate is not None:
         config = dataclasses.replace(config, learning_rate=learning_rate)
         name = f"{name}_{learning_rate:g}"
+    if seeds.start:
+        name = f"{name}_from_seed_{seeds.start}"
     config = dataclasses.replace(
         config, anneal_steps=train.gradient_steps(config, source, steps)
     )
@@ -155,27 +156,23 @@ def summarize() -> None:
 
     table: list[dict[str, Any]] = []
     by_task: dict[str, dict[str, Any]] = {}
-    for path in sorted(RESULTS.glob("*_*.json")):
-        content = json.loads(path.read_text())
-        if "returns" not in content:
-            continue
-        task = content["task"]
-        label = content["method"].upper()
-        rate = content["config"]["learning_rate"]
-        if rate != DEFAULT_LEARNING_RATE:
+    for (task, method, rate, _), parts in _by_setting().items():
+        steps = np.array(parts[0]["steps"])
+        returns = np.concatenate([np.array(part["returns"]) for part in parts], axis=1)
+        label = method.upper()
+        if rate != _own_learning_rate(method):
             label = f"{label} at {rate:g}"
-        by_task.setdefault(task, {})[label] = Curve(
-            np.array(content["steps"]), np.array(content["returns"])
-        )
+        by_task.setdefault(task, {})[label] = Curve(steps, returns)
         table.append(
             {
                 "task": task,
-                "method": content["method"],
+                "method": method,
                 "learning_rate": rate,
-                "seeds": len(content["seeds"]),
-                "num_steps": content["steps"][-1],
+                "seeds": returns.shape[1],
+                "num_steps": int(steps[-1]),
                 "target": TARGETS.get(task),
-                **describe(np.array(content["returns"][-1])),
+                "wall_seconds_per_million_steps": _wall_seconds(parts),
+                **describe(returns[-1]),
             }
         )
     command = "python -m experiments.mdpo.on_policy --summary"
@@ -193,6 +190,28 @@ def summarize() -> None:
         )
 
 
+def _by_setting() -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """The records there are; those that differ in their seeds alone lie together."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for path in sorted(RESULTS.glob("*_*.json")):
+        content = json.loads(path.read_text())
+        if "returns" in content and "task" in content:
+            rate = content["config"]["learning_rate"]
+            setting = (content["task"], content["method"], rate, content["steps"][-1])
+            found.setdefault(setting, []).append(content)
+    return found
+
+
+def _own_learning_rate(method: str) -> float:
+    return importlib.import_module(f"rlx.methods.{method}").Config().learning_rate
+
+
+def _wall_seconds(parts: list[dict[str, Any]]) -> float:
+    """Of a million steps of all seeds together, at the intervals' median speed."""
+    speeds = np.concatenate([part["steps_per_second"] for part in parts])
+    return round(1e6 / float(np.median(speeds)), 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Curve:
     """What `plot.curve` draws."""
@@ -206,7 +225,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=list(BUDGETS), choices=BUDGETS)
     parser.add_argument("--methods", nargs="+", default=["ppo", "mdpo"])
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=8, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="instead of the task's budget")
     parser.add_argument("--learning-rate", type=float, help="instead of 3e-4")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments/mdpo"))
@@ -216,13 +236,14 @@ def main() -> None:
         from rlx import sharding
 
         sharding.use_cpu_cores()
+        first = arguments.first_seed
         for task in arguments.tasks:
             steps = arguments.steps or BUDGETS[task]
             for method in arguments.methods:
                 *_, content = train_one(
                     task,
                     method,
-                    arguments.seeds,
+                    range(first, first + arguments.seeds),
                     steps,
                     arguments.out,
                     arguments.learning_rate,
