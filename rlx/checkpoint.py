@@ -12,7 +12,8 @@ step that was there before. A load checks the manifest first, so that a state of
 shapes or a damaged file is named before a single array is read.
 
 Where several processes (`jax.distributed`) hold one sharded state, all of them call
-`save` and `load`; they must see the same file system.
+`save` and `load`; they must see the same file system. What one of them cannot do fails
+on all, so that none waits for another that has given up.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlx import leaves, step_folders
+from rlx import leaves, sharding, step_folders
 from rlx.step_folders import CheckpointError as CheckpointError
 from rlx.types import PyTree
 
@@ -74,33 +75,27 @@ def save(
     root, step = Path(directory), operator.index(step)
     if step < 0 or keep < 1:
         raise CheckpointError(f"save needs step >= 0 and keep >= 1, got {step}, {keep}")
-    later = [s for s in steps(root) if s > step]
-    if later:
-        raise CheckpointError(
-            f"{root}: step {step} would come before step {later[-1]}, which is there "
-            "already: save elsewhere, or call checkpoint.keep_steps_up_to first"
-        )
     named = leaves.named(state)
     temporary, final = root / f"{step_folders.TEMPORARY}{step}", root / str(step)
+    first = jax.process_index() == 0
     try:
-        if jax.process_index() == 0:
-            root.mkdir(parents=True, exist_ok=True)
-            step_folders.clear_leftovers(root)
-            _require_space(root, step, named)
-            temporary.mkdir()
-        _write_arrays(temporary / _STATE, named)
-        if jax.process_index() == 0:
-            _write_manifest(temporary, step, named, metadata or {})
-            step_folders.commit(temporary, final)
-            step_folders.prune(root, keep)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(_why_not_saved(root, step, error)) from error
+        with _together(root, step):
+            if first:
+                _require_last(root, step)
+                root.mkdir(parents=True, exist_ok=True)
+                step_folders.clear_leftovers(root)
+                _require_space(root, step, named)
+                temporary.mkdir()
+        with _together(root, step):
+            _write_arrays(temporary / _STATE, named)
+        with _together(root, step):
+            if first:
+                _write_manifest(temporary, step, named, metadata or {})
+                step_folders.commit(temporary, final)
+                step_folders.prune(root, keep)
     finally:
-        if jax.process_index() == 0:
+        if first:
             shutil.rmtree(temporary, ignore_errors=True)
-    _barrier(f"rlx checkpoint saved {step}")
     return final
 
 
@@ -233,11 +228,11 @@ def _read_arrays(path: Path, saved: dict, targets: dict) -> dict[str, Any]:
         entry, shape = saved[name], tuple(saved[name]["shape"])
         if 0 not in shape:
             dtype = np.uint32 if entry["prng"] else leaves.dtype(target)
-            sharding = getattr(target, "sharding", None)
-            if sharding is None or sharding.is_fully_addressable:
+            placed = getattr(target, "sharding", None)
+            if placed is None or placed.is_fully_addressable:
                 abstract[entry["key"]] = np.empty(shape, dtype)
             else:
-                struct = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+                struct = jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
                 abstract[entry["key"]] = struct
     if not abstract:
         return {}
@@ -245,13 +240,6 @@ def _read_arrays(path: Path, saved: dict, targets: dict) -> dict[str, Any]:
     context.pytree_options.loading.partial_load = True  # a part may be all one wants
     with context:
         return ocp.load(path.absolute(), abstract)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
 
 
 # ------------------------------------------------------------- manifests and messages
@@ -319,6 +307,27 @@ def _advice(root: Path, step: int) -> str:
     if intact:
         return f"the last intact step is {intact[-1]}: delete {folder} to go on from it"
     return f"no other step is intact: delete {folder} and train again"
+
+
+@contextlib.contextmanager
+def _together(root: Path, step: int) -> Iterator[None]:
+    """A part of a save: what one process cannot do fails on all, and says why."""
+    with sharding.together(CheckpointError):
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(_why_not_saved(root, step, error)) from error
+
+
+def _require_last(root: Path, step: int) -> None:
+    later = [s for s in steps(root) if s > step]
+    if later:
+        raise CheckpointError(
+            f"{root}: step {step} would come before step {later[-1]}, which is there "
+            "already: save elsewhere, or call checkpoint.keep_steps_up_to first"
+        )
 
 
 def _require_space(root: Path, step: int, named: dict[str, Any]) -> None:

@@ -52,10 +52,11 @@ class Journal:
         self._going_on = False
         if self.path is not None:
             self._going_on = resume and bool(sharding.agree(_occupied(self.path)))
-            if self._going_on:
-                _require_same(record.RunFolder.open(self.path), labels)
-            else:
-                record.require_free(self.path)
+            with sharding.together(record.RunFolderError):
+                if self._going_on:
+                    _require_same(record.RunFolder.open(self.path), labels)
+                else:
+                    record.require_free(self.path)
 
     def begin(self, config: Mapping[str, Any]) -> None:
         """Makes the folder, or opens the one that is there, and locks it.
@@ -68,20 +69,13 @@ class Journal:
         """
         if self.path is None:
             return
-        problem: record.RunFolderError | None = None
-        if jax.process_index() == 0:
-            try:
+        with sharding.together(record.RunFolderError):
+            if jax.process_index() == 0:
                 if self._going_on:
                     self._folder = record.RunFolder.open(self.path, write=True)
                 else:
                     content = {**config, "runs": self.labels}
                     self._folder = record.RunFolder.create(self.path, content)
-            except record.RunFolderError as error:
-                problem = error
-        if sharding.agree(problem is not None):
-            raise problem or record.RunFolderError(
-                f"{self.path}: process 0 cannot write it, and says why"
-            )
         if jax.process_index() > 0:
             self._folder = record.RunFolder.open(self.path)
 
@@ -112,15 +106,18 @@ class Journal:
             loaded = checkpoint.load(self.checkpoints, kept, self.step)
             progress = sharding.repad(loaded, like)
         last = -1 if self.step is None else self.step
-        self.rows = [row for row in self._folder.rows() if row["step"] <= last]
-        if jax.process_index() == 0:
-            self._folder.keep_rows_up_to(last)
+        with sharding.together(record.RunFolderError):
+            self.rows = [row for row in self._folder.rows() if row["step"] <= last]
+        with sharding.together(record.RunFolderError):
+            if jax.process_index() == 0:
+                self._folder.keep_rows_up_to(last)
         return progress
 
     def append(self, row: Row) -> None:
         """Records one row."""
-        if self._folder is not None and jax.process_index() == 0:
-            self._folder.append(row)
+        with sharding.together(record.RunFolderError):
+            if self._folder is not None and jax.process_index() == 0:
+                self._folder.append(row)
         self.rows.append(row)
 
     def save(self, step: int, progress: Progress) -> None:

@@ -7,8 +7,9 @@ device in groups: the runs of a group are vmapped, groups follow one another.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -228,6 +229,44 @@ def agree(value: float) -> float:
     from jax.experimental import multihost_utils
 
     return float(np.max(multihost_utils.process_allgather(np.float32(value))))
+
+
+@contextlib.contextmanager
+def together(error_type: type[Exception]) -> Iterator[None]:
+    """A block that fails on every process if it fails on one of them.
+
+    Whoever fails alone (a full disk that only the first process writes to) would leave
+    the others waiting for it. Every process enters, and at the end all wait for all.
+
+    Args:
+      error_type: of the error that the other processes raise, with the message of the
+        one that failed.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
+    said = _texts("" if problem is None else str(problem) or type(problem).__name__)
+    if problem is not None:
+        raise problem
+    for process, text in enumerate(said):
+        if text:
+            raise error_type(f"process {process}: {text}")
+
+
+def _texts(text: str) -> list[str]:
+    """The texts of all processes, in their order, on every process."""
+    from jax.experimental import multihost_utils
+
+    letters = np.zeros(1000, np.uint8)
+    code = np.frombuffer(text.encode()[: len(letters)], np.uint8)
+    letters[: len(code)] = code
+    rows = np.asarray(multihost_utils.process_allgather(letters))
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
 def gather(tree: PyTree) -> PyTree:

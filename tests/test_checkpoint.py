@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rlx import checkpoint, step_folders
 from rlx.checkpoint import CheckpointError
+from rlx.record import RunFolder
 from rlx.types import LearnerState, PyTree, TrainState
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -175,18 +176,19 @@ print("saved and loaded")
 """
 
 
-def test_two_processes_save_one_sharded_state_together(
-    tmp_path: pathlib.Path,
-) -> None:
+def in_two_processes(code: str, path: pathlib.Path) -> list[str]:
+    """What two joined processes of two devices print, given a port, a number, a path.
+
+    Both must end well within two minutes.
+    """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
     flags = "--xla_force_host_platform_device_count=2"
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    arguments = [sys.executable, "-W", "error", "-c", PROCESS, port]
     processes = [
         subprocess.Popen(
-            [*arguments, str(index), str(tmp_path / "c")],
+            [sys.executable, "-W", "error", "-c", code, port, str(index), str(path)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -194,8 +196,19 @@ def test_two_processes_save_one_sharded_state_together(
         )
         for index in range(2)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], outputs
+    return outputs
+
+
+def test_two_processes_save_one_sharded_state_together(
+    tmp_path: pathlib.Path,
+) -> None:
+    outputs = in_two_processes(PROCESS, tmp_path / "c")
     assert all("saved and loaded" in output for output in outputs)
     # One process, which knows nothing of that mesh, reads the same numbers.
     keys = jax.random.split(jax.random.key(0), 8)
@@ -354,6 +367,60 @@ def test_what_cannot_be_saved_is_named(tmp_path: pathlib.Path) -> None:
 
 
 # ------------------------------------------------------------------ crashes, full disks
+
+
+ALONE = """
+import errno, os, sys
+import jax
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from rlx import checkpoint, files, record, step_folders
+from rlx.journal import Journal
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+def fails(action, error_type):
+    try:
+        action()
+    except error_type as error:
+        print("failed:", error)
+    else:
+        raise SystemExit("did not fail")
+
+placed = NamedSharding(jax.make_mesh((4,), ("seed",)), PartitionSpec("seed"))
+state = jax.jit(lambda: {"x": jnp.arange(8)}, out_shardings=placed)()
+path = sys.argv[3]
+with Journal(path, False, [{"seed": 0}]) as journal:
+    journal.begin({})
+    save = lambda step: checkpoint.save(journal.checkpoints, step, state)
+    save(1)
+    for module, name in (
+        (checkpoint, "_require_space"), (step_folders, "inventory"),
+        (step_folders, "commit"), (files, "cut_half_line"),
+    ):
+        kept = getattr(module, name)
+        if jax.process_index() == 0:
+            setattr(module, name, full)
+        if module is files:
+            fails(lambda: journal.append({"step": 1}), record.RunFolderError)
+        else:
+            fails(lambda: save(2), checkpoint.CheckpointError)
+        setattr(module, name, kept)
+    save(2)
+    journal.append({"step": 2})
+"""
+
+
+def test_a_disk_that_is_full_for_one_process_stops_both(tmp_path: pathlib.Path) -> None:
+    outputs = in_two_processes(ALONE, tmp_path / "run")
+    for prefix, output in zip(("", "process 0: "), outputs, strict=True):
+        assert output.count(f"failed: {prefix}{tmp_path}") == 4
+        assert output.count("no space left on the disk for step 2; step 1 is st") == 3
+        assert output.count("metrics.jsonl: no space left on device: free some") == 1
+    assert checkpoint.intact_steps(tmp_path / "run" / "checkpoints") == [1, 2]
+    assert [row["step"] for row in RunFolder.open(tmp_path / "run").rows()] == [2]
 
 
 @pytest.mark.parametrize("call", ["inventory", "flush", "commit"])
