@@ -14,16 +14,12 @@ import argparse
 import dataclasses
 import importlib
 import json
-import shlex
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-RESULTS = Path(__file__).parent / "results"
+from experiments.mdpo._shared import RESULTS, Curve, describe, fit, origin, write
 
 BUDGETS = {
     "hopper": 1_000_000,
@@ -54,7 +50,7 @@ def train_one(
       The environment, the method, what `train.fit` returned, and the record to write.
     """
     import envs
-    from rlx import system, train
+    from rlx import train
     from rlx.data.rollout import rollout
 
     module = importlib.import_module(f"rlx.methods.{method_name}")
@@ -83,76 +79,34 @@ def train_one(
         },
     )
 
-    def show(row: dict[str, Any]) -> None:
-        returns = np.asarray(row["return"])
-        speed = row["time"]["steps_per_second"]
-        print(
-            f"{task} {method_name} {row['step']:>8} steps: return "
-            f"{returns.mean():7.0f} ({returns.min():.0f} to {returns.max():.0f}), "
-            f"{speed:.0f} steps/s",
-            flush=True,
-        )
-
-    started = time.time()
     method = module.make(env.spec, config)
-    result = train.fit(
+    result, outcome = fit(
+        f"{task} {method_name}",
         method,
         source,
         num_steps=steps,
         seeds=seeds,
         save_to=out / name,
         resume=True,
-        on_row=show,
         settings=settings,
     )
     content = {
         "name": name,
         "task": task,
         "method": method_name,
-        "seeds": [int(run["seed"]) for run in result.runs],
-        "steps": result.steps.tolist(),
-        "returns": result.returns.round(2).tolist(),
-        "final": describe(result.returns[-1]),
+        **outcome,
         "config": dataclasses.asdict(config),
         "num_envs": 40,
         "length": 50,
         "episodes_per_evaluation": settings.episodes,
-        "wall_seconds_of_last_start": round(time.time() - started, 1),
-        "steps_per_second": [
-            round(row["time"]["steps_per_second"]) for row in result.rows
-        ],
-        "command": "python -m experiments.mdpo.on_policy " + shlex.join(sys.argv[1:]),
-        "environment": system.describe(),
+        **origin("on_policy"),
     }
     return env, method, result, content
 
 
-def describe(returns: np.ndarray) -> dict[str, float]:
-    """IQM over seeds with a 95 % bootstrap interval, mean, least and greatest."""
-    from rlx.ops import statistics
-
-    scores = np.asarray(returns, np.float64)[:, None]
-    interval = statistics.stratified_bootstrap_interval(jax.random.key(0), scores)
-    low, high = (float(x) for x in tuple(interval)[:2])
-    return {
-        "iqm": float(statistics.iqm(scores)),
-        "low": low,
-        "high": high,
-        "mean": float(scores.mean()),
-        "min": float(scores.min()),
-        "max": float(scores.max()),
-    }
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON with a final newline."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, default=str) + "\n")
-
-
 def summarize() -> None:
     """The table of final returns and a plot per task, from the results there are."""
-    from rlx import plot, system
+    from rlx import plot
 
     table: list[dict[str, Any]] = []
     by_task: dict[str, dict[str, Any]] = {}
@@ -175,10 +129,8 @@ def summarize() -> None:
                 **describe(returns[-1]),
             }
         )
-    command = "python -m experiments.mdpo.on_policy --summary"
     write(
-        RESULTS / "summary.json",
-        {"rows": table, "command": command, "environment": system.describe()},
+        RESULTS / "summary.json", {"rows": table, **origin("on_policy", ["--summary"])}
     )
     for task, curves in by_task.items():
         plot.curve(curves, RESULTS / f"{task}.png")
@@ -210,14 +162,6 @@ def _wall_seconds(parts: list[dict[str, Any]]) -> float:
     """Of a million steps of all seeds together, at the intervals' median speed."""
     speeds = np.concatenate([part["steps_per_second"] for part in parts])
     return round(1e6 / float(np.median(speeds)), 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """What `plot.curve` draws."""
-
-    steps: np.ndarray
-    returns: np.ndarray
 
 
 def main() -> None:
