@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlx.networks.initializers import orthogonal
 from rlx.networks.mlp import MLP, activation_named
 from rlx.types import Array, Box, Carry, Discrete, EnvSpec, Key, Params, PyTree, Space
 
@@ -88,13 +89,13 @@ class _Heads(nn.Module):
             value_hidden = hidden
         # A small last layer makes the first policy nearly uniform.
         policy = self._policy(hidden)
-        head = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")
+        head = nn.Dense(1, kernel_init=orthogonal(1.0), name="value")
         return policy, head(value_hidden)[..., 0], carry
 
     def _policy(self, hidden: Array) -> PyTree:
         arch, size = self.architecture, self.num_outputs
         width = 2 * size if self.gaussian and arch.state_dependent_scale else size
-        init = nn.initializers.orthogonal(0.01)
+        init = orthogonal(0.01)
         outputs = nn.Dense(width, kernel_init=init, name="policy")(hidden)
         if not self.gaussian:
             return outputs

@@ -35,6 +35,22 @@ def gaussian_policy(
     return Network(network.init, apply)
 
 
+def deterministic_policy(
+    spec: EnvSpec, hidden_sizes: Sequence[int], activation: str = "relu"
+) -> Network:
+    """`apply(params, observation [..., *D]) -> action [..., A]` in (-1, 1).
+
+    A small last layer (gain 0.01) starts it near 0 everywhere.
+    """
+    sizes = (*hidden_sizes, num_outputs(spec.action))
+    network = mlp(_features(spec), sizes, activation=activation, final_scale=0.01)
+
+    def apply(params: Params, observation: Array) -> Array:
+        return jnp.tanh(network.apply(params, encode(spec.observation, observation)))
+
+    return Network(network.init, apply)
+
+
 def critics(
     spec: EnvSpec,
     hidden_sizes: Sequence[int],

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from rlx.networks.initializers import orthogonal
 from rlx.types import Array, Network
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -55,7 +56,7 @@ class MLP(nn.Module):
         for i, size in enumerate(self.sizes):
             last = i == len(self.sizes) - 1 and not self.activate_final
             scale = self.final_scale if last else float(np.sqrt(2.0))
-            init = nn.initializers.orthogonal(scale)
+            init = orthogonal(scale)
             outputs = nn.Dense(size, kernel_init=init, name=f"layer_{i}")(outputs)
             if not last:
                 outputs = activation(outputs)

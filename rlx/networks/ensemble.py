@@ -1,0 +1,97 @@
+"""Ensembles: networks of one architecture whose parameters are stacked.
+
+Leaves of the parameters lead with the axis of members `[K, ...]`, so that one `vmap`
+runs them all and `jax.tree.map` picks one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from rlx.networks.actor_critic import encode, num_outputs
+from rlx.networks.mlp import mlp
+from rlx.ops.offline import soft_clamp
+from rlx.types import Array, EnvSpec, Key, Network, Params, PyTree
+
+INITIAL_LOG_VARIANCES = (-10.0, 0.5)
+"""Where the learned bounds of a dynamics model start (Chua et al. 2018)."""
+
+
+def ensemble(network: Network, num_members: int) -> Network:
+    """`num_members` independent copies; every one sees the same inputs.
+
+    `apply(params, *inputs)` gives what the network gives, with a leading axis `[K]`.
+
+    Raises:
+      ValueError: fewer than one member.
+    """
+    if num_members < 1:
+        raise ValueError(f"an ensemble needs at least 1 member, got {num_members}")
+
+    def init(key: Key) -> Params:
+        return jax.vmap(network.init)(jax.random.split(key, num_members))
+
+    def apply(params: Params, *inputs: PyTree) -> PyTree:
+        return jax.vmap(lambda member: network.apply(member, *inputs))(params)
+
+    return Network(init, apply)
+
+
+def member(params: Params, index: int | Array) -> Params:
+    """The parameters of one member of an ensemble."""
+    return jax.tree.map(lambda x: x[index], params)
+
+
+def mean_policy(
+    spec: EnvSpec, hidden_sizes: Sequence[int], activation: str = "relu"
+) -> Network:
+    """`apply(params, observation [..., *D]) -> [..., A]`, unbounded.
+
+    A small last layer (gain 0.01) starts it near 0 everywhere.
+    """
+    sizes = (*hidden_sizes, num_outputs(spec.action))
+    network = mlp(_features(spec), sizes, activation=activation, final_scale=0.01)
+
+    def apply(params: Params, observation: Array) -> Array:
+        return network.apply(params, encode(spec.observation, observation))
+
+    return Network(network.init, apply)
+
+
+def gaussian_dynamics(
+    spec: EnvSpec, hidden_sizes: Sequence[int], activation: str = "silu"
+) -> Network:
+    """One probabilistic model of the next step (Chua et al. 2018, PE).
+
+    `apply(params, observation [..., *D], action [..., A]) -> (mean, log_variance)`,
+    both `[..., D + 1]`: the change of the flattened observation, then the reward. The
+    log-variance is clamped softly between bounds that are parameters themselves.
+    """
+    size = _features(spec)
+    network = mlp(
+        size + num_outputs(spec.action),
+        (*hidden_sizes, 2 * (size + 1)),
+        activation=activation,
+    )
+
+    def init(key: Key) -> Params:
+        low, high = (jnp.full((size + 1,), x) for x in INITIAL_LOG_VARIANCES)
+        return {"network": network.init(key), "minimum": low, "maximum": high}
+
+    def apply(params: Params, observation: Array, action: Array) -> tuple[Array, Array]:
+        features = encode(spec.observation, observation)
+        outputs = network.apply(
+            params["network"], jnp.concatenate([features, action], axis=-1)
+        )
+        mean, raw = jnp.split(outputs, 2, axis=-1)
+        return mean, soft_clamp(raw, params["minimum"], params["maximum"])
+
+    return Network(init, apply)
+
+
+def _features(spec: EnvSpec) -> int:
+    example = jnp.zeros(spec.observation.shape, spec.observation.dtype)
+    return encode(spec.observation, example).shape[-1]
