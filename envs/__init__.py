@@ -28,6 +28,7 @@ class Suite(NamedTuple):
 SUITES: dict[str, Suite] = {
     "": Suite("envs.mujoco", ("mujoco", "gymnasium"), "mujoco gymnasium"),
     "probe": Suite("envs.probe"),
+    "diffusion": Suite("envs.diffusion.catalogue"),
     "brax": Suite("envs.brax", ("brax",), "brax"),
 }
 """Prefix of the name -> suite. A new suite is one file and one line here."""

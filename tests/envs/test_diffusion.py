@@ -12,7 +12,11 @@ import scipy.integrate
 import scipy.linalg
 import scipy.stats
 
+import envs
 from envs import diffusion as df
+from envs.diffusion import catalogue
+from rlx.data.episodes import episodes
+from rlx.types import Policy
 
 
 @pytest.fixture(autouse=True)
@@ -329,6 +333,56 @@ def test_endless_environment_is_truncated(key):
     state, result = env.step(state, jnp.ones((1,)), key)
     assert result.truncated and not result.terminated
     assert env.spec.time_limit == 2 and env.spec.control_frequency == 2.0
+
+
+@pytest.mark.parametrize(
+    "problem", [df.mean_variance(), df.linear_quadratic(LQ)], ids=lambda x: x.name
+)
+def test_under_its_own_policy_the_environment_has_the_value(problem, key):
+    # The agent's actions do nothing, and the entropy counts: without it the returns
+    # would miss the value by several times the bound below.
+    env = df.make(problem, 1 / 100, own_policy=True)
+    source = episodes(env, num_envs=4000)
+    weight = np.exp(-problem.discount_rate * np.arange(100) / 100)
+
+    @jax.jit
+    def batch_of(action):
+        actions = jnp.full((source.num_envs, problem.action_dimension), action)
+        policy = Policy(lambda observation, carry, key: (actions, carry, {}), tuple)
+        return source.next((), policy, key)[1]
+
+    total = []
+    for action in (0.0, 9.0):
+        batch = batch_of(action)
+        total.append(weight @ np.asarray(batch.reward))
+        assert np.all(np.asarray(batch.discount[:, 0]) == [1.0] * 99 + [0.0])
+    np.testing.assert_array_equal(*total)
+    start = batch.observation[0, :, 1:]
+    error = total[0] - np.asarray(jax.vmap(problem.value, (None, 0))(0.0, start))
+    assert abs(error.mean()) < 4 * error.std() / math.sqrt(len(error)) + 0.01
+    assert abs(problem.temperature) > 0
+
+
+def test_diffusions_by_name(key):
+    for name in catalogue.names():
+        env = envs.make(f"diffusion/{name}")
+        state, observation = env.reset(key)
+        state, result = env.step(state, jnp.zeros(env.spec.action.shape), key)
+        assert env.spec.name == f"diffusion/{name}"
+        assert observation.shape == result.observation.shape
+        assert observation.shape == env.spec.observation.shape
+        assert env.spec.time_limit == (
+            500 if name in ("ergodic_lq", "pendulum") else 50
+        )
+    env = envs.make("diffusion/mean_variance", start=2.0, horizon=0.5, step_size=0.1)
+    np.testing.assert_array_equal(env.reset(key)[1], [0.0, 2.0])
+    assert env.spec.time_limit == 5
+    endless = envs.make("diffusion/ornstein_uhlenbeck", horizon=math.inf, duration=3)
+    assert endless.spec.time_limit == 150 and endless.spec.observation.shape == (1,)
+    with pytest.raises(TypeError, match="no option strik; .*scheme.*strike"):
+        envs.make("diffusion/call_option", strik=1.0)
+    with pytest.raises(ValueError, match="nearest step that does is 0.0196"):
+        envs.make("diffusion/call_option", horizon=0.51)
 
 
 @pytest.mark.parametrize(

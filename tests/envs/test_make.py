@@ -9,7 +9,7 @@ import envs
 
 def test_names_have_their_prefixes() -> None:
     names = envs.names()
-    assert {"hopper", "probe/chain", "brax/ant"} <= set(names)
+    assert {"hopper", "probe/chain", "brax/ant", "diffusion/pendulum"} <= set(names)
     assert names == sorted(set(names))
 
 
@@ -46,4 +46,4 @@ def test_missing_library_says_how_to_install_it(
     with pytest.raises(ModuleNotFoundError, match="pip install 'rlx.absent.'"):
         envs.make("absent/anything")
     assert not any(name.startswith("absent/") for name in envs.names())
-    assert envs.missing() == {"absent": "pip install 'rlx[absent]'"}
+    assert envs.missing()["absent"] == "pip install 'rlx[absent]'"
