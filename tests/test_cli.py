@@ -265,6 +265,22 @@ def test_eval_runs_the_saved_policy(
     assert len({output, other, sampled, earlier}) == 4
 
 
+def test_a_value_is_learned_of_a_diffusion(tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "run"
+    argv = ["train", "martingale", "--env", "diffusion/ornstein_uhlenbeck"]
+    argv += ["--env-set", "horizon=inf", "duration=2", "step_size=0.01"]
+    argv += ["--set", "algorithm=clstd", "--steps", "256k", "--evaluations", "2"]
+    assert main([*argv, "--out", str(out)]) == 0
+    folder = RunFolder.open(out)
+    # Whole episodes without being asked for.
+    kept = folder.config()["experiment"]
+    assert kept["source"] == "episodes"
+    assert kept["source_options"] == {"num_envs": 64, "length": None}
+    # J(x) = -(p x² + c) with p = 1 / 2.1, c = p / 4 / 0.1, and E x² = 1 + 1 / 8.
+    found = folder.rows()[-1]["train"]["start_value"]
+    np.testing.assert_allclose(found, [-(1.125 + 2.5) / 2.1], rtol=0.03)
+
+
 # ------------------------------------------------------------------------ play and plot
 
 
@@ -681,8 +697,8 @@ def test_the_data_takes_what_it_shares_with_the_method(
 
 
 def test_literals() -> None:
-    texts = ("true", "none", "3", "0.5", "(1, 2)", "native", "[1,")
-    expected = (True, None, 3, 0.5, (1, 2), "native", "[1,")
+    texts = ("true", "none", "3", "0.5", "-inf", "(1, 2)", "native", "[1,")
+    expected = (True, None, 3, 0.5, -math.inf, (1, 2), "native", "[1,")
     assert tuple(map(fields.literal, texts)) == expected
 
 

@@ -84,11 +84,13 @@ def split(assignments: Sequence[str]) -> dict[str, str]:
 
 
 def literal(text: str) -> Any:
-    """Return a number, boolean, None or tuple as Python writes it, else the text."""
+    """Return a number (or inf), boolean, None or tuple of Python, else the text."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     if text.lower() == "none":
         return None
+    if text.lower() in ("inf", "-inf"):
+        return float(text)
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -46,6 +46,7 @@ from rlx.types import (
     Transition,
 )
 
+SOURCE = "episodes"
 GRADIENT = ("ml", "ctd", "mean_square_td")
 TWO_TIMESCALE = ("cgtd", "cgtd2", "ctdc")
 SOLVED = ("clstd", "gmm")
@@ -132,11 +133,9 @@ class _View(NamedTuple):
 def _prepare(problem: _Problem, learner: LearnerState, batch: Transition):
     """Transitions `[T, B]` to leaves `[B, T, ...]`: minibatches are whole paths."""
     reward = batch.reward
-    duration = jnp.full_like(reward, problem.step_size)
-    if isinstance(batch.extras, dict) and "duration" in batch.extras:
-        duration = batch.extras["duration"]
-    last = jnp.zeros(reward.shape, bool).at[-1].set(True)
-    cut = (batch.discount == 0) | batch.truncated | last
+    extras = batch.extras if isinstance(batch.extras, dict) else {}
+    duration = extras.get("duration", jnp.full_like(reward, problem.step_size))
+    cut = ((batch.discount == 0) | batch.truncated).at[-1].set(True)
     steps = ops.Steps(reward, batch.discount.astype(reward.dtype), duration, cut)
     view = _View(batch.observation, batch.next_observation, steps)
     return learner.stats, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), view)
@@ -144,6 +143,11 @@ def _prepare(problem: _Problem, learner: LearnerState, batch: Transition):
 
 def _time_first(batch: _View) -> _View:
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch)
+
+
+def _start_value(problem: _Problem, params: Params, batch: _View) -> Array:
+    """Mean of J where the paths `[B, T]` begin: what was learned, in one number."""
+    return jnp.mean(problem.value.apply(params["value"], batch.observation[:, 0]))
 
 
 def _increments(problem: _Problem, params: Params, view: _View) -> Array:
@@ -266,6 +270,7 @@ def _solve(problem: _Problem, learner: LearnerState, batch: _View, key: Key):
     metrics = {
         "condition": solution.condition,
         "residual": jnp.linalg.norm(solution.residual),
+        "start_value": _start_value(problem, params, batch),
     }
     return learner.replace(params=params, stats=running, step=learner.step + 1), metrics
 
@@ -273,9 +278,7 @@ def _solve(problem: _Problem, learner: LearnerState, batch: _View, key: Key):
 def _check(config: Config, instruments: Any) -> None:
     known = GRADIENT + TWO_TIMESCALE + SOLVED
     if config.algorithm not in known:
-        raise ValueError(
-            f"unknown algorithm {config.algorithm!r}: choose one of {known}"
-        )
+        raise ValueError(f"unknown algorithm {config.algorithm!r}: choose {known}")
     if config.weighting not in WEIGHTINGS:
         raise ValueError(f"unknown weighting {config.weighting!r}: choose {WEIGHTINGS}")
     if instruments is not None and config.algorithm in GRADIENT:
@@ -370,8 +373,10 @@ def _loss_fn(problem: _Problem) -> LossFn:
     ) -> tuple[Array, Metrics]:
         del target_params, stats, key
         view = _time_first(batch)
-        increment = _increments(problem, params, view)
-        metrics = {"mean_increment": jnp.mean(increment)}
+        metrics = {
+            "mean_increment": jnp.mean(_increments(problem, params, view)),
+            "start_value": _start_value(problem, params, batch),
+        }
         return objective(problem, params, view), metrics
 
     return loss_fn
