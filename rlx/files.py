@@ -32,7 +32,7 @@ class Lock:
             os.close(handle)
             raise RunFolderError(
                 f"{folder}: process {owner or '?'} is writing it: wait for it, end it, "
-                "or give another folder with --out"
+                "or give another folder (--out; in Python, save_to)"
             ) from error
         self.handle = handle
         with explained(folder):

@@ -198,8 +198,8 @@ def require_free(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.is_dir() and [entry for entry in path.iterdir() if entry.name != LOCK]:
         raise RunFolderError(
-            f"{path}: is not empty: go on with --resume if it is this run, or give "
-            "another folder with --out"
+            f"{path}: is not empty: if it holds this run, go on with it (--resume; in "
+            "Python, resume=True), else give another folder (--out; save_to)"
         )
 
 

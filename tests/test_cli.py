@@ -190,7 +190,7 @@ def test_a_run_is_never_overwritten_nor_continued_as_another(
     argv = [*TRAIN, *SMALL, "--out", str(run)]
     status, _, message = call(capsys, *argv)
     assert (status, message.count("\n")) == (1, 1)
-    assert "is not empty: go on with --resume" in message
+    assert "is not empty: if it holds this run, go on with it (--resume" in message
     status, _, message = call(capsys, *argv, "--resume", "--set", "scale=0.9")
     assert status == 2
     assert "config.scale is 0.5 there and 0.9 here" in message

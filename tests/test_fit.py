@@ -365,7 +365,7 @@ def test_a_folder_in_use_is_never_overwritten(tmp_path: pathlib.Path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "notes.txt").write_text("mine")
-    with pytest.raises(RunFolderError, match="is not empty"):
+    with pytest.raises(RunFolderError, match="is not empty.*resume=True.*save_to"):
         fit(save_to=run)
     with pytest.raises(RunFolderError, match=r"is not a run folder"):
         fit(save_to=run, resume=True)
