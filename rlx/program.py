@@ -13,6 +13,7 @@ import numpy as np
 from flax import struct
 
 from rlx import evaluate, learner, loop, sharding
+from rlx.data import replay
 from rlx.types import (
     Array,
     DataSource,
@@ -194,6 +195,9 @@ def build(
       num_episodes: episodes per evaluation and run.
       group: runs vmapped together; chosen by backend and memory unless given.
       compiler_options: passed to XLA.
+
+    Raises:
+      ValueError: the memory cannot hold the replay of all runs.
     """
     options: dict[str, Any] | None = dict(compiler_options or {}) or None
     mesh = sharding.mesh_for(runs.train_key.shape[0])
@@ -218,6 +222,7 @@ def build(
 
     started = time.perf_counter()
     abstract = _abstract(trace_init(group or 1).out_info, placed)
+    replay.require_memory(abstract, sharding.memories(mesh))
 
     @functools.cache
     def compile_advance(size: int) -> jax.stages.Compiled:

@@ -74,6 +74,13 @@ def mesh_for(num_runs: int) -> Mesh:
     return Mesh(np.asarray(devices[:count]), (AXIS,))
 
 
+def memories(mesh: Mesh) -> int:
+    """How many memories share the runs: a device has its own, but CPUs their host's."""
+    if mesh.devices.flat[0].platform == "cpu":
+        return jax.process_count()
+    return mesh.size
+
+
 def pad(runs: PyTree, mesh: Mesh) -> PyTree:
     """Repeats the last run until every device has as many; see `unpad`."""
     missing = -jax.tree.leaves(runs)[0].shape[0] % mesh.size

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from rlx import checkpoint, files, loop, program, record, sharding, train
+from rlx.data import replay
 from rlx.data.rollout import rollout
 from rlx.record import RunFolder, RunFolderError
 from rlx.step_folders import CheckpointError
@@ -344,6 +345,20 @@ def test_learning_that_diverges():
 def test_requests_that_cannot_be_met(options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         fit(**options)
+
+
+def test_the_replay_of_all_runs_must_fit(monkeypatch):
+    # A transition takes 29 bytes, so that 1008 of them fit three times, not four.
+    monkeypatch.setattr(replay, "_memory_of_device", lambda: 100_000)
+    sizes = {"num_envs": 4, "length": 4, "batch_size": 8, "warmup": 0}
+    source = replay.replay(toy.env(), capacity=1_008, **sizes)
+    options = {"num_steps": 32, "settings": settings(evaluations=1)}
+    fit(source=source, method=toy.method(), seeds=3, **options)
+    # Refused before anything is compiled.
+    monkeypatch.setattr(jax.stages.Lowered, "compile", None)
+    words = r"replay of 1008 .* the 4 runs .* capacity well below 862, .* fewer than 4 "
+    with pytest.raises(ValueError, match=words):
+        fit(source=source, method=toy.method(), seeds=4, **options)
 
 
 @pytest.mark.parametrize(

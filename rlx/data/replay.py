@@ -174,6 +174,41 @@ def _require_memory(spec: EnvSpec, capacity: int) -> None:
         )
 
 
+def require_memory(state: PyTree, shares: int) -> None:
+    """Checks that the rings of all runs fit together, before anything is computed.
+
+    Args:
+      state: shapes of the state of a fit, in which rings may lie anywhere; leaves lead
+        with the axis of runs.
+      shares: memories that the runs are spread over, see `rlx.sharding.memories`.
+
+    Raises:
+      ValueError: they do not fit; names capacity, bytes, runs, and what to set.
+    """
+
+    def is_ring(node: PyTree) -> bool:
+        return isinstance(node, ring_lib.Ring)
+
+    rings = [x for x in jax.tree.leaves(state, is_leaf=is_ring) if is_ring(x)]
+    if not rings:
+        return
+    runs = -(-rings[0].rows.reward.shape[0] // shares)
+    sizes = [
+        math.prod(x.shape[1:]) * np.dtype(x.dtype).itemsize
+        for x in jax.tree.leaves([ring.rows for ring in rings])
+    ]
+    capacity = math.prod(rings[0].rows.reward.shape[1:])
+    needed, there = runs * sum(sizes), _memory_of_device()
+    if there is not None and needed > there:
+        raise ValueError(
+            f"replay of {capacity} transitions takes {sum(sizes) / 2**30:.2f} GiB, and "
+            f"the {runs} runs that share a memory {needed / 2**30:.2f} GiB, but it has "
+            f"{there / 2**30:.2f} GiB in all: set the replay's capacity well below "
+            f"{there * capacity // needed}, or train fewer than "
+            f"{there // sum(sizes) + 1} runs at a time"
+        )
+
+
 def _memory_of_device() -> int | None:
     """All the memory where arrays live by default; None where nobody says."""
     stats = jax.devices()[0].memory_stats()
