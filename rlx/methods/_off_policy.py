@@ -1,7 +1,7 @@
 """What off-policy actor-critic methods share: networks, acting, the soft critics.
 
-SAC and off-policy MDPO differ in the policy's loss. Everything else is here. A batch
-is a `Transition` with any leading axes; all losses are means over them.
+SAC and off-policy MDPO differ in the policy's loss. Everything else of theirs is
+here. A batch is a `Transition` with any leading axes; all losses are means over it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rlx.types import (
 
 
 @dataclasses.dataclass(frozen=True)
-class OffPolicyConfig:
+class ActorCriticConfig:
     """Fields that every off-policy method has. Floats may be swept under `vmap`."""
 
     actor_learning_rate: float = 3e-4
@@ -45,8 +45,6 @@ class OffPolicyConfig:
     """How fast target networks follow, per gradient step (2018b, table 1)."""
     reward_scale: float = 1.0
     """Rewards are multiplied by this: one knob with the temperature."""
-    policy_critic: str = "min"
-    """Q of the policy's loss: the "min" of both critics, or the "first" alone."""
     num_epochs: int = 1
     """Passes over each batch."""
     num_minibatches: int = 1
@@ -55,6 +53,14 @@ class OffPolicyConfig:
     """Units of the hidden layers of every network (2018b, table 1)."""
     activation: str = "relu"
     """Activation between layers (Haarnoja et al. 2018b, table 1)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OffPolicyConfig(ActorCriticConfig):
+    """Fields of methods with two critics and a tanh-Gaussian policy."""
+
+    policy_critic: str = "min"
+    """Q of the policy's loss: the "min" of both critics, or the "first" alone."""
     minimum_log_scale: float = -20.0
     """The Gaussian's log scale never falls below this (the authors' code)."""
     maximum_log_scale: float = 2.0
@@ -96,14 +102,7 @@ def make_agent(spec: EnvSpec, config: OffPolicyConfig) -> Agent:
     Raises:
       ValueError: actions are no vectors with finite bounds.
     """
-    box = spec.action
-    if not isinstance(box, Box) or not np.all(
-        np.isfinite([*np.ravel(box.minimum), *np.ravel(box.maximum)])
-    ):
-        raise ValueError(
-            f"actions must be real vectors with finite bounds, but {spec.name} has "
-            f"{box}: bound them, or use another method"
-        )
+    to_env, from_env = action_units(spec)
     sizes = (config.hidden_sizes, config.activation)
     actor = gaussian_policy(spec, *sizes)
 
@@ -117,8 +116,31 @@ def make_agent(spec: EnvSpec, config: OffPolicyConfig) -> Agent:
         critics=critics(spec, *sizes),
         value=state_value(spec, *sizes),
         distribution=distribution,
-        to_env=lambda x: distributions.rescale_to_box(x, box.minimum, box.maximum),
-        from_env=lambda x: distributions.rescale_from_box(x, box.minimum, box.maximum),
+        to_env=to_env,
+        from_env=from_env,
+    )
+
+
+def action_units(
+    spec: EnvSpec,
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """Maps from [-1, 1] to the units of the environment's actions, and back.
+
+    Raises:
+      ValueError: actions are no vectors with finite bounds.
+    """
+    box = spec.action
+    if not isinstance(box, Box) or not np.all(
+        np.isfinite([*np.ravel(box.minimum), *np.ravel(box.maximum)])
+    ):
+        raise ValueError(
+            f"actions must be real vectors with finite bounds, but {spec.name} has "
+            f"{box}: bound them, or use another method"
+        )
+    bounds = (box.minimum, box.maximum)
+    return (
+        lambda x: distributions.rescale_to_box(x, *bounds),
+        lambda x: distributions.rescale_from_box(x, *bounds),
     )
 
 
@@ -213,12 +235,11 @@ def follow(
     return update
 
 
-def check(config: OffPolicyConfig) -> None:
+def check(config: ActorCriticConfig) -> None:
     """Raises ValueError for fields that no run could use; traced floats pass."""
-    if config.policy_critic not in ("min", "first"):
-        raise ValueError(
-            f'policy_critic must be "min" or "first", got {config.policy_critic!r}'
-        )
+    critic = getattr(config, "policy_critic", "min")
+    if critic not in ("min", "first"):
+        raise ValueError(f'policy_critic must be "min" or "first", got {critic!r}')
     for name in ("num_epochs", "num_minibatches"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
@@ -229,7 +250,7 @@ def check(config: OffPolicyConfig) -> None:
 
 
 def require(
-    config: OffPolicyConfig, name: str, holds: Callable[[float], bool], what: str
+    config: ActorCriticConfig, name: str, holds: Callable[[float], bool], what: str
 ) -> None:
     """Raises ValueError if a number of the config is wrong; traced ones pass."""
     value = getattr(config, name)
