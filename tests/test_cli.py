@@ -305,8 +305,6 @@ def test_play_films_an_episode(
         spec = dataclasses.replace(env.spec, control_frequency=50.0)
         return env._replace(render=render, spec=spec)
 
-    status, _, message = call(capsys, *argv)
-    assert (status, "cannot be drawn" in message) == (2, True)
     monkeypatch.setattr(envs, "make", with_pictures)
     status, output, _ = call(capsys, *argv, "--index", "1", "--seconds", "1")
     assert status == 0
@@ -318,6 +316,20 @@ def test_play_films_an_episode(
     assert size(tmp_path / "rollout.png") == (6 * 42 - 2, 30)
     status, _, message = call(capsys, *argv, "--index", "2")
     assert "holds the runs 0 to 1" in message
+    blind = envs.make("probe/pendulum")._replace(render=None)
+    monkeypatch.setattr(envs, "make", lambda name: blind)
+    status, _, message = call(capsys, *argv)
+    assert (status, "probe/pendulum has nothing to draw" in message) == (2, True)
+
+
+def test_a_classic_probe_is_filmed(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    out = str(tmp_path / "film.gif")
+    assert main(["play", str(run), "--max-steps", "40", "--out", out]) == 0
+    pictures, milliseconds = frames_of(tmp_path / "film.gif")
+    assert (len(pictures), milliseconds) == (41, 50)  # all 20 states of a second
+    assert pictures[0].shape == (360, 480, 3)
+    moved = [np.mean(pictures[0] != picture) for picture in pictures[1:]]
+    assert max(moved) > 0.005
 
 
 def test_films_run_in_real_time() -> None:

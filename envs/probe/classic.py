@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from envs.probe._common import check_positive, finish
@@ -90,7 +91,13 @@ def pendulum(time_limit: int | None = 200) -> Env:
         time_limit,
         1 / PENDULUM_DT,
     )
-    return Env(reset, step, spec)
+    return Env(reset, step, spec, _draw_pendulum)
+
+
+def _draw_pendulum(state: PendulumState, **size: int) -> np.ndarray:
+    from envs.probe import draw
+
+    return draw.pendulum(state, **size)
 
 
 @struct.dataclass
@@ -141,7 +148,13 @@ def cartpole(time_limit: int | None = 500) -> Env:
         time_limit,
         1 / CARTPOLE_DT,
     )
-    return Env(reset, step, spec)
+    return Env(reset, step, spec, _draw_cartpole)
+
+
+def _draw_cartpole(state: CartPoleState, **size: int) -> np.ndarray:
+    from envs.probe import draw
+
+    return draw.cartpole(state, **size)
 
 
 def _cartpole_rate(physics: Array, action: Array) -> Array:

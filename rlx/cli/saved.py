@@ -157,7 +157,10 @@ def play_run(arguments: Any) -> int:
     """Film one episode of one policy."""
     saved = load(arguments.run, arguments.step)
     if saved.parts.env.render is None:
-        raise UsageError(f"{saved.experiment.env} cannot be drawn: it has no pictures")
+        raise UsageError(
+            f"{saved.experiment.env} has nothing to draw: its environment has no "
+            f"`render`; `rlx eval {arguments.run} --json` tells its episodes"
+        )
     if not 0 <= arguments.index < len(saved.labels):
         raise UsageError(
             f"--index {arguments.index}: {arguments.run} holds the runs 0 to "
@@ -172,9 +175,10 @@ def play_run(arguments: Any) -> int:
         max_steps=arguments.max_steps,
     )
     frequency = saved.parts.env.spec.control_frequency or float(arguments.fps)
-    shown = film.select(len(states), frequency, arguments.fps, arguments.seconds)
+    fps = max(1, min(arguments.fps, round(frequency)))
+    shown = film.select(len(states), frequency, fps, arguments.seconds)
     frames = [np.asarray(saved.parts.env.render(states[index])) for index in shown]
-    film.write(frames, out, arguments.fps)
+    film.write(frames, out, fps)
     strip = out.with_name("rollout.png")
     times = [index / frequency for index in shown]
     film.write_strip(frames, times, strip)

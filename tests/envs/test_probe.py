@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from PIL import Image
 
 from envs import probe
-from envs.probe import linear_quadratic
+from envs.probe import draw, linear_quadratic
 from envs.probe.chains import ChainState
 from envs.probe.classic import CartPoleState, PendulumState
 from rlx.types import Box, Discrete, Env
@@ -391,3 +392,50 @@ def test_pendulum_stops_accelerating_at_its_top_speed(key: jax.Array) -> None:
     )
     state, step = probe.pendulum().step(state, jnp.ones(1), key)
     assert state.velocity == 8 and step.observation[2] == 1
+
+
+# ----------------------------------------------------------------------------- pictures
+
+
+def where(picture: np.ndarray, colour: str) -> np.ndarray:
+    """The middle (x, y) of all pixels of a colour, in pixels, y up."""
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    rows, columns = np.nonzero((picture == wanted).all(axis=-1))
+    return np.array([columns.mean(), len(picture) - 1 - rows.mean()])
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.5, 2.5, -1.2])
+def test_a_picture_of_the_pendulum(angle: float, key: jax.Array) -> None:
+    env = probe.make("pendulum")
+    state, _ = env.reset(key)
+    picture = env.render(state.replace(angle=jnp.float32(angle)))
+    assert picture.shape == (360, 480, 3) and picture.dtype == np.uint8
+    # Gymnasium turns it counterclockwise from upright; a metre is 360 / 2.6 pixels.
+    tip = np.array([-np.sin(angle), np.cos(angle)]) * 360 / 2.6
+    found = where(picture, draw._BODY) - [239.5, 179.5]
+    np.testing.assert_allclose(found, tip, atol=1.5)
+
+
+@pytest.mark.parametrize(("position", "angle"), [(0.0, 0.0), (1.5, 0.2), (-2.0, -0.1)])
+def test_a_picture_of_the_cart_pole(
+    position: float, angle: float, key: jax.Array
+) -> None:
+    env = probe.make("cartpole")
+    state, _ = env.reset(key)
+    state = state.replace(physics=jnp.array([position, 1.0, angle, 1.0]))
+    picture = env.render(state, width=560, height=280)  # a metre is 100 pixels
+    pole = where(picture, draw._POLE) - [279.5, 119.5 + 8]
+    expected = 100 * np.array([position + np.sin(angle) / 2, np.cos(angle) / 2])
+    np.testing.assert_allclose(pole, expected, atol=4)
+
+
+@pytest.mark.parametrize("name", ["pendulum", "cartpole"])
+def test_what_is_no_number_is_an_empty_picture(name: str, key: jax.Array) -> None:
+    env = probe.make(name)
+    state, _ = env.reset(key)
+    broken = jax.tree.map(
+        lambda x: x if x.dtype == jnp.int32 else jnp.full_like(x, jnp.nan), state
+    )
+    seen, empty = env.render(state), env.render(broken)
+    assert 0.001 < (seen != empty).any(axis=-1).mean() < 0.1
+    assert not (empty == Image.new("RGB", (1, 1), draw._POLE)).all(axis=-1).any()
