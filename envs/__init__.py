@@ -30,6 +30,8 @@ SUITES: dict[str, Suite] = {
     "probe": Suite("envs.probe"),
     "diffusion": Suite("envs.diffusion.catalogue"),
     "brax": Suite("envs.brax", ("brax",), "brax"),
+    "gymnax": Suite("envs.gymnax", ("gymnax",), "'rlx[gymnax]'"),
+    "playground": Suite("envs.playground", ("mujoco_playground",), "'rlx[playground]'"),
 }
 """Prefix of the name -> suite. A new suite is one file and one line here."""
 

@@ -29,11 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.mujoco import bits, hostcall
+from envs.mujoco import bits, common, hostcall
 from envs.mujoco.model import load
 from envs.mujoco.physics import Simulator
 from envs.mujoco.task import Context, Task
-from rlx.types import Box, Env, EnvSpec, Step
+from rlx.types import Env, Step
 
 
 @struct.dataclass
@@ -66,19 +66,8 @@ def make(
         cut = jnp.bool_(False) if time_limit is None else count >= time_limit
         return State(physics, count), engine.read(values, cut)
 
-    return Env(reset, step, _spec(engine, time_limit), engine.render)
-
-
-def _spec(engine: Engine, time_limit: int | None) -> EnvSpec:
-    limits = engine.context.model.actuator_ctrlrange.astype(np.float32)
-    low, high = (tuple(float(x) for x in limits[:, i]) for i in (0, 1))
-    return EnvSpec(
-        name=engine.task.name,
-        observation=Box((engine.observation_size,)),
-        action=Box((engine.context.model.nu,), low, high),
-        time_limit=time_limit,
-        control_frequency=1.0 / engine.context.dt,
-    )
+    spec = common.spec(task, engine.context, engine.observation_size, time_limit)
+    return Env(reset, step, spec, engine.render)
 
 
 class Engine:
@@ -139,12 +128,7 @@ class Engine:
         self, physics: jax.Array, action: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Return `(physics, values)` one control step later; `read` reads values."""
-        size = self.context.model.nu
-        if jnp.shape(action) != (size,):
-            raise ValueError(
-                f"{self.task.name!r} takes actions of shape ({size},), got "
-                f"{jnp.shape(action)}; use jax.vmap for a batch of environments."
-            )
+        common.check_action(self.task, self.context, action)
         action = jax.lax.bitcast_convert_type(
             jnp.asarray(action, jnp.float32), jnp.uint32
         )
@@ -203,9 +187,6 @@ class Engine:
 
     def render(self, state: State, **options: Any) -> np.ndarray:
         """Draw one concrete state as `uint8[H, W, 3]`, without GPU or display."""
-        from envs.mujoco import draw, scene
-
         nq = self.context.model.nq
         qpos = bits.unpack(np.asarray(state.physics))[1 : 1 + nq]
-        camera = scene.Camera(**self.task.camera)
-        return draw.render(self.context.model, qpos, **{"camera": camera, **options})
+        return common.picture(self.task, self.context.model, qpos, **options)

@@ -7,7 +7,9 @@ difference of a batch is 0, whatever the policy, the seed and λ.
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import brax.envs
 import jax
@@ -15,9 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from brax.envs.base import State
+from flax import struct
 
 from envs import brax as brax_adapter
-from envs import probe
+from envs import gymnax, playground, probe
+from envs.mujoco import mjx, native
+from envs.mujoco.task import Outcome, Task
 from envs.probe.chains import CHAIN_REWARD, RING_REWARD
 from rlx.data.rollout import rollout
 from rlx.ops.returns import generalized_advantage, lambda_returns
@@ -60,10 +65,105 @@ class BraxChain(brax.envs.Env):
         return "none"
 
 
+def chain_task(name: str) -> Task:
+    """The chain, or the ring, as a MuJoCo task: a body that moves by 1 a step."""
+    cyclic = name == "ring"
+    rewards = RING_REWARD if cyclic else CHAIN_REWARD
+
+    def place(c, qpos):
+        index = c.xp.round(qpos[..., 0]).astype(int)
+        return index % 3 if cyclic else index
+
+    def outcome(c, before, p, action):
+        here = place(c, before)
+        reward = c.xp.asarray([*rewards, 0.0])[here]
+        terminated = c.xp.zeros(here.shape, bool) if cyclic else place(c, p.qpos) >= 3
+        return Outcome(reward, terminated, {})
+
+    return Task(
+        name=name,
+        model_file=str(pathlib.Path(__file__).with_name("chain.xml")),
+        frame_skip=1,
+        time_limit=LIMITS[name],
+        options={},
+        draw=lambda c, key: jax.random.randint(key, (1,), 0, 3).astype(jnp.float32),
+        start=lambda c, draws: (draws, c.xp.ones_like(draws)),
+        observe=lambda c, p: c.xp.eye(4)[place(c, p.qpos)][..., :3],
+        position=lambda c, p: p.qpos[..., :1],
+        outcome=outcome,
+    )
+
+
+@struct.dataclass
+class PlaygroundState:
+    """The fields of Playground's `State`."""
+
+    data: jax.Array
+    obs: jax.Array
+    reward: jax.Array
+    done: jax.Array
+    metrics: dict
+    info: dict
+
+
+class PlaygroundChain(BraxChain):
+    """The chain, or the ring, with Playground's states."""
+
+    def reset(self, rng: jax.Array) -> PlaygroundState:
+        return self._convert(super().reset(rng))
+
+    def step(self, state: PlaygroundState, action: jax.Array) -> PlaygroundState:
+        before = State(state.data, state.obs, state.reward, state.done)
+        return self._convert(super().step(before, action))
+
+    def _convert(self, state: State) -> PlaygroundState:
+        position, observation = state.pipeline_state, state.obs
+        return PlaygroundState(position, observation, state.reward, state.done, {}, {})
+
+
+@struct.dataclass
+class GymnaxParams:
+    max_steps_in_episode: int
+
+
+class GymnaxChain:
+    """The chain, or the ring, with what gymnax's `Environment` has."""
+
+    def __init__(self, name: str) -> None:
+        self._chain = BraxChain(name)
+
+    def reset_env(self, key, params):
+        state = self._chain.reset(key)
+        return state.obs, state.pipeline_state
+
+    def step_env(self, key, state, action, params):
+        after = self._chain.step(State(state, None, None, None), action)
+        observation, position = after.obs, after.pipeline_state
+        return observation, position, after.reward, after.done > 0.5, {}
+
+    def observation_space(self, params):
+        return SimpleNamespace(shape=(3,), dtype=jnp.float32)
+
+    def action_space(self, params):
+        return SimpleNamespace(shape=(1,), low=-1.0, high=1.0)
+
+
 # Another suite's adapter: one more line.
 ADAPTERS: dict[str, Callable[[str], Env]] = {
     "probe": lambda name: probe.make(name, time_limit=LIMITS[name]),
     "brax": lambda name: brax_adapter.adapt(BraxChain(name), name, LIMITS[name]),
+    "gymnax": lambda name: gymnax.adapt(
+        GymnaxChain(name), GymnaxParams(LIMITS[name]), name
+    ),
+    "mjx": lambda name: mjx.make(
+        chain_task(name), SimpleNamespace(), LIMITS[name], mjx.Settings()
+    ),
+    "native": lambda name: native.make(
+        chain_task(name), SimpleNamespace(), LIMITS[name], 1
+    ),
+    "playground": lambda name: playground.adapt(
+        PlaygroundChain(name), name, LIMITS[name]
+    ),
 }
 
 
