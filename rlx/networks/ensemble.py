@@ -45,22 +45,6 @@ def member(params: Params, index: int | Array) -> Params:
     return jax.tree.map(lambda x: x[index], params)
 
 
-def mean_policy(
-    spec: EnvSpec, hidden_sizes: Sequence[int], activation: str = "relu"
-) -> Network:
-    """`apply(params, observation [..., *D]) -> [..., A]`, unbounded.
-
-    A small last layer (gain 0.01) starts it near 0 everywhere.
-    """
-    sizes = (*hidden_sizes, num_outputs(spec.action))
-    network = mlp(_features(spec), sizes, activation=activation, final_scale=0.01)
-
-    def apply(params: Params, observation: Array) -> Array:
-        return network.apply(params, encode(spec.observation, observation))
-
-    return Network(network.init, apply)
-
-
 def gaussian_dynamics(
     spec: EnvSpec, hidden_sizes: Sequence[int], activation: str = "silu"
 ) -> Network:
