@@ -35,6 +35,25 @@ class Interrupted(KeyboardInterrupt):
 
 
 @dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a run is made of, by name, so that others can make it again.
+
+    A `Method` and an `Env` are functions, which no file can hold. With their names in
+    its run folder `rlx eval` and `rlx play` work on a run that Python made; they take
+    the method that its module makes, whatever was put into it afterwards.
+    """
+
+    method: str
+    """A module of `rlx.methods`."""
+    env: str
+    """As `envs.make` knows it."""
+    config: Any = None
+    """The method's `Config`; its defaults if None."""
+    env_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What `envs.make` was given beside the name."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """How `fit` watches and keeps a run; none of it changes the numbers learned.
 
@@ -63,6 +82,8 @@ class Settings:
     small networks run slower with it: measure before choosing."""
     config: Mapping[str, Any] | None = None
     """What the run folder's `config.json` says beside what `fit` knows."""
+    recipe: Recipe | None = None
+    """Names for the run folder, with which `rlx eval` and `rlx play` can read it."""
 
     def __post_init__(self) -> None:
         for name in ("evaluations", "episodes", "episode_steps", "keep", "group"):

@@ -8,6 +8,7 @@ resumes exactly.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rlx import program, sharding
-from rlx.fitting import DivergedError, Interrupted, Loop, Settings
+from rlx.fitting import DivergedError, Interrupted, Loop, Recipe, Settings
 from rlx.journal import Journal, Row
 from rlx.loop import gradient_steps, init, iterations_for, run, step
 from rlx.types import DataSource, Env, Method, TrainState
@@ -23,6 +24,7 @@ from rlx.types import DataSource, Env, Method, TrainState
 __all__ = [
     "DivergedError",
     "Interrupted",
+    "Recipe",
     "Result",
     "Settings",
     "fit",
@@ -119,6 +121,11 @@ def fit(  # noqa: PLR0913 (the front door: everything is given by name)
         make_method = method
     numbers = range(seeds) if isinstance(seeds, int | np.integer) else seeds
     runs, labels = program.make_runs(numbers, hyper)
+    config = {
+        "num_envs": source.num_envs,
+        **_experiment(settings, num_steps, labels),
+        **(settings.config or {}),
+    }
     with Journal(save_to, resume, labels, settings.keep) as journal:
         programs = program.build(
             make_method,
@@ -129,7 +136,7 @@ def fit(  # noqa: PLR0913 (the front door: everything is given by name)
             group=settings.group,
             compiler_options=settings.compiler_options,
         )
-        journal.begin(settings.config or {})
+        journal.begin(config)
         progress = journal.restore(programs.abstract)
         if progress is None:
             progress = programs.init(programs.runs)
@@ -141,6 +148,40 @@ def fit(  # noqa: PLR0913 (the front door: everything is given by name)
 
 def _always(method: Method) -> Callable[[Mapping[str, Any]], Method]:
     return lambda hyper: method
+
+
+def _experiment(
+    settings: Settings, num_steps: int, labels: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """What the command line wants to know of a run, where a recipe says it."""
+    recipe = settings.recipe
+    if recipe is None:
+        return {}
+    try:
+        module = importlib.import_module(f"rlx.methods.{recipe.method}")
+    except ImportError as error:
+        raise ValueError(
+            f"recipe: no method {recipe.method!r} in rlx.methods"
+        ) from error
+    config = module.Config() if recipe.config is None else recipe.config
+    if not isinstance(config, module.Config):
+        raise ValueError(
+            f"recipe: config must be a {recipe.method}.Config, got {config!r}"
+        )
+    experiment = {
+        "method": recipe.method,
+        "config": config,
+        "env": recipe.env,
+        "env_options": recipe.env_options,
+        "source": None,
+        "source_options": {},
+        "steps": int(num_steps),
+        "seeds": sorted({int(label["seed"]) for label in labels}),
+        "grid": {},
+        "evaluations": settings.evaluations,
+        "episodes": settings.episodes,
+    }
+    return {"experiment": experiment}
 
 
 def _evaluation_env(source: DataSource, settings: Settings) -> Env | None:

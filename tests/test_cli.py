@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 import envs
-from rlx import checkpoint, system
+import rlx
+from rlx import checkpoint, system, train
 from rlx.cli import (
     arguments,
     catalogue,
@@ -31,6 +32,7 @@ from rlx.cli import (
     saved,
     survey,
 )
+from rlx.data.rollout import rollout
 from rlx.record import RunFolder
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -464,12 +466,46 @@ def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["train", "pp", "--env", "hopper", "--steps", "1M"])
 
 
-def test_a_run_made_from_python_is_named(
+def test_a_run_made_from_python(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    RunFolder.create(tmp_path / "a", {"runs": [{"seed": 0}]}).close()
-    status, _, message = call(capsys, "eval", str(tmp_path / "a"))
-    assert (status, "was not made by `rlx train`" in message) == (2, True)
+    module, path = catalogue.load_method("toy"), tmp_path / "run"
+    config, options = module.Config(scale=0.3), {"time_limit": 20}
+    env = envs.make("probe/pendulum", **options)
+
+    def method(hyper: Any) -> Any:
+        return module.make(env.spec, dataclasses.replace(config, **hyper))
+
+    recipe = train.Recipe("toy", "probe/pendulum", config, options)
+    train.fit(
+        method,
+        rollout(env, num_envs=4, length=8),
+        num_steps=64,
+        seeds=2,
+        hyper={"learning_rate": [1e-3, 1e-2]},
+        save_to=path,
+        settings=train.Settings(evaluations=1, episodes=2, recipe=recipe),
+    )
+    status, output, _ = call(capsys, "eval", str(path), "--episodes", "3", "--json")
+    assert status == 0
+    found = json.loads(output)["runs"]
+    assert [row["learning_rate"] for row in found] == [1e-3, 1e-3, 1e-2, 1e-2]
+    assert {n for row in found for n in row["lengths"]} == {20}
+    assert main(["play", str(path)]) == 0
+    status, _, message = call(capsys, "resume", str(path))
+    assert status == 2
+    assert f"go on there, train.fit(..., save_to='{path}', resume=True)" in message
+    # Without names it can only be evaluated from Python, by the call that is named.
+    file = path / "config.json"
+    kept = json.loads(file.read_text())
+    assert kept.pop("experiment")["config"]["scale"] == 0.3
+    file.write_text(json.dumps(kept))
+    status, _, message = call(capsys, "eval", str(path))
+    assert status == 2
+    assert f"rlx.saved.load('{path}', method).evaluate(env)" in message
+    episodes = rlx.saved.load(str(path), method).evaluate(env, num_episodes=3)
+    kept = np.array([row["returns"] for row in found], np.float32)
+    np.testing.assert_array_equal(episodes.returns, kept)
 
 
 def test_a_run_without_a_checkpoint_or_with_a_damaged_one(

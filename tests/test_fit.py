@@ -369,6 +369,18 @@ def test_settings_are_positive(name: str):
         train.Settings(**{name: 0})
 
 
+def test_recipes_name_what_there_is():
+    for recipe, message in (
+        (train.Recipe("mdpi", "hopper"), "no method 'mdpi'"),
+        (
+            train.Recipe("mdpo", "hopper", config=3),
+            "config must be a mdpo.Config, got 3",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"recipe: {message}"):
+            fit(settings=settings(recipe=recipe))
+
+
 def test_an_environment_without_a_limit_needs_one_for_evaluation():
     source = rollout(toy.env(time_limit=None), num_envs=4, length=4)
     with pytest.raises(ValueError, match="has no time limit"):

@@ -74,7 +74,7 @@ def make(
         state = env_state.state
         action = action[: diffusion.action_dimension].astype(state.dtype)
         now = env_state.index * step_size
-        entropy = 0.0
+        entropy: float | Array = 0.0
         if policy is not None:
             key, action_key = jax.random.split(key)
             action, log_prob = policy(now, state, action_key)

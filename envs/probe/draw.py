@@ -75,8 +75,8 @@ class Canvas:
         across = radius * np.array([np.cos(angle), -np.sin(angle)])
         corners = [start + across, end + across, end - across, start - across]
         self.pen.polygon([self._at(*corner) for corner in corners], fill=fill)
-        for point in (start, end):
-            self.disc(*point, radius, fill)
+        for x, y in (start, end):
+            self.disc(x, y, radius, fill)
         return end
 
     def image(self) -> np.ndarray:

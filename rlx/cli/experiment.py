@@ -39,7 +39,8 @@ class Experiment:
     config: Any
     env: str
     env_options: Mapping[str, Any]
-    source: str
+    source: str | None
+    """None in a folder that Python made, which can be evaluated, not resumed."""
     source_options: Mapping[str, Any]
     steps: int
     seeds: tuple[int, ...]
@@ -56,14 +57,17 @@ class Experiment:
         module = catalogue.load_method(self.method)
         try:
             env = envs.make(self.env, **self.env_options)
-            source = catalogue.load_source(self.source)(env, **self.source_options)
+            source = DataSource(_refuse, _refuse, env=env)
+            if self.source is not None:
+                maker = catalogue.load_source(self.source)
+                source = maker(env, **self.source_options)
 
             def make_method(hyper: Mapping[str, Any]) -> Method:
                 config = dataclasses.replace(self.config, **hyper)
                 return module.make(env.spec, config)
 
             make_method({})  # complain now, not in the middle of a compilation
-            if self.steps:
+            if self.steps and self.source is not None:
                 loop.iterations_for(source, self.steps)
         except (TypeError, ValueError) as error:
             raise UsageError(str(error)) from error
@@ -93,9 +97,11 @@ def from_folder(folder: RunFolder) -> Experiment:
     """
     kept = folder.config().get("experiment")
     if not isinstance(kept, Mapping):
+        path = folder.path
         raise UsageError(
-            f"{folder.path}: was not made by `rlx train`, so that it does not say what "
-            "it is made of: load it from Python, see rlx.train.fit"
+            f"{path}: was made from Python and does not say of what: evaluate it there "
+            f"by rlx.saved.load('{path}', method).evaluate(env), "
+            "or train with Settings(recipe=train.Recipe(method=..., env=...))"
         )
     module = catalogue.load_method(kept["method"])
     config = fields.from_json(module.Config, kept["config"], str(folder.path))
@@ -106,6 +112,10 @@ def from_folder(folder: RunFolder) -> Experiment:
         if name not in ("config", "grid")
     }
     return Experiment(**plain, config=config, grid=grid)
+
+
+def _refuse(*_: Any) -> Any:
+    raise UsageError("was made from Python, which alone knows its data source")
 
 
 def from_arguments(arguments: Any) -> Experiment:

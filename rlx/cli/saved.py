@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rlx import checkpoint, evaluate, learner, plot
+from rlx import evaluate, plot
+from rlx import saved as saved_lib
 from rlx.cli import experiment as experiments
 from rlx.cli import film, progress, start
 from rlx.cli.errors import UsageError
@@ -22,26 +22,34 @@ from rlx.types import LearnerState, Policy
 
 
 class Saved(NamedTuple):
-    """A run of the past, ready to act."""
+    """A run of the past, ready to act, and what it was made of."""
 
     experiment: Experiment
     parts: Parts
-    learners: LearnerState
-    """Leaves lead with the axis of runs `[N, ...]`."""
-    labels: list[dict[str, float]]
-    """`[N]` seed and hyper-parameters of each run."""
-    step: int
+    run: saved_lib.Saved
+
+    @property
+    def learners(self) -> LearnerState:
+        """Leaves lead with the axis of runs `[N, ...]`."""
+        return self.run.learners
+
+    @property
+    def labels(self) -> list[dict[str, float]]:
+        """`[N]` seed and hyper-parameters of each run."""
+        return self.run.labels
+
+    @property
+    def step(self) -> int:
+        """Environment steps of each run."""
+        return self.run.step
 
     def policy(self, index: int) -> Policy:
         """Return the policy of one run."""
-        state = jax.tree.map(lambda x: x[index], self.learners)
-        method = self.parts.make_method(self.hyper(index))
-        return learner.policy(method, state)
+        return self.run.policy(index)
 
     def hyper(self, index: int) -> dict[str, Any]:
         """Return the hyper-parameters of one run, as the training had them."""
-        label = {n: v for n, v in self.labels[index].items() if n != "seed"}
-        return {name: jnp.float32(value) for name, value in label.items()}
+        return self.run.hyper(index)
 
     def name(self, index: int) -> str:
         """Return what tells a run from the others: `seed 3, learning_rate 0.001`."""
@@ -57,18 +65,10 @@ def load(path: str, step: int | None) -> Saved:
     start.prepare()
     folder = RunFolder.open(path)
     experiment = experiments.from_folder(folder)
-    parts, labels = experiment.build(), folder.config()["runs"]
-    method = parts.make_method({})
-    like = jax.eval_shape(
-        jax.vmap(lambda key: learner.init(method, key, parts.source.num_envs)),
-        jax.random.split(jax.random.key(0), len(labels)),
-    )
-    if step is None:
-        step = checkpoint.latest(folder.checkpoints)
-    if step is None:
-        raise UsageError(f"{path}: nothing has been saved yet")
-    learners = checkpoint.load(folder.checkpoints, like, step, ".state.learner")
-    return Saved(experiment, parts, learners, labels, step)
+    parts = experiment.build()
+    streams = folder.config().get("num_envs", parts.source.num_envs)
+    run = saved_lib.load(path, parts.make_method, step, streams)
+    return Saved(experiment, parts, run)
 
 
 # -------------------------------------------------------------------------------- eval
@@ -77,44 +77,22 @@ def load(path: str, step: int | None) -> Saved:
 def eval_run(arguments: Any) -> int:
     """Evaluate every policy of a run on fresh episodes."""
     saved = load(arguments.run, arguments.step)
-    episodes = _evaluate(
-        saved, arguments.episodes, arguments.seed, sample=arguments.sample
+    found = saved.run.evaluate(
+        saved.parts.env,
+        num_episodes=arguments.episodes,
+        seed=arguments.seed,
+        sample=arguments.sample,
     )
+    columns = [np.asarray(x) for x in (found.returns, found.lengths, found.terminated)]
     if arguments.json:
         rows = [
             {**label, "returns": r, "lengths": n, "terminated": t}
-            for label, r, n, t in zip(saved.labels, *episodes, strict=True)
+            for label, r, n, t in zip(saved.labels, *columns, strict=True)
         ]
         print(json.dumps(to_json({"step": saved.step, "runs": rows})))
         return 0
-    _report(saved, *episodes[:2], sample=arguments.sample)
+    _report(saved, columns[0], columns[1], sample=arguments.sample)
     return 0
-
-
-def _evaluate(
-    saved: Saved, count: int, seed: int, sample: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return returns, lengths and terminations, `[N, E]` each."""
-
-    @jax.jit
-    def one(state: LearnerState, hyper: Any, key: jax.Array) -> evaluate.Episodes:
-        policy = learner.policy(saved.parts.make_method(hyper), state)
-        return evaluate.episodes(
-            saved.parts.env, policy, key, num_episodes=count, sample=sample
-        )
-
-    # Training splits its keys from jax.random.key(seed); these are others.
-    root = jax.random.fold_in(jax.random.key(seed), 0x65766C)
-    found = []
-    for index in range(len(saved.labels)):
-        state = jax.tree.map(lambda x, i=index: x[i], saved.learners)
-        key = jax.random.fold_in(root, index)
-        found.append(jax.device_get(one(state, saved.hyper(index), key)))
-    return (
-        np.stack([episode.returns for episode in found]),
-        np.stack([episode.lengths for episode in found]),
-        np.stack([episode.terminated for episode in found]),
-    )
 
 
 def _report(

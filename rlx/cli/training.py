@@ -43,10 +43,16 @@ def resume(arguments: Any) -> int:
     """Go on with a run from its folder alone."""
     start.prepare(cores=True)
     folder = RunFolder.open(arguments.run)
+    wanted = experiments.from_folder(folder)
+    if wanted.source is None:
+        raise UsageError(
+            f"{folder.path}: was made from Python, which alone knows its data source: "
+            f"go on there, train.fit(..., save_to='{folder.path}', resume=True)"
+        )
     kept = folder.config()["experiment_settings"]
     arguments.keep, arguments.keep_going = kept["keep"], kept["keep_going"]
     arguments.resume = True
-    return _fit(experiments.from_folder(folder), folder.path, arguments)
+    return _fit(wanted, folder.path, arguments)
 
 
 def _require_same(folder: RunFolder, wanted: Experiment) -> None:
