@@ -112,24 +112,32 @@ def make_runs(
     return Run(keys[:, 0], keys[:, 1], values), labels
 
 
-Step = Callable[[Run, TrainState], tuple[TrainState, Metrics]]
+Step = Callable[[Run, TrainState, PyTree], tuple[TrainState, Metrics]]
 
 
 def _make_step(make_method: MethodMaker, source: DataSource) -> Step:
     """`loop.step` of a run; under `jit`, so that two programs trace it only once."""
 
     @jax.jit
-    def step(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
-        return loop.step(make_method(run.hyper), source, state)
+    def step(run: Run, state: TrainState, arrays: PyTree) -> tuple[TrainState, Metrics]:
+        return loop.step(make_method(run.hyper), _over(source, arrays), state)
 
     return step
 
 
+def _over(source: DataSource, arrays: PyTree) -> DataSource:
+    return source if source.over is None else source.over(arrays)
+
+
 def _init_run(
-    make_method: MethodMaker, source: DataSource, step: Step, run: Run
+    make_method: MethodMaker,
+    source: DataSource,
+    step: Step,
+    run: Run,
+    arrays: PyTree,
 ) -> Progress:
-    state = loop.init(make_method(run.hyper), source, run.train_key)
-    _, metrics = jax.eval_shape(step, run, state)
+    state = loop.init(make_method(run.hyper), _over(source, arrays), run.train_key)
+    _, metrics = jax.eval_shape(step, run, state, arrays)
     return Progress(
         state=state,
         sums={name: jnp.zeros(()) for name in metrics},
@@ -139,8 +147,8 @@ def _init_run(
     )
 
 
-def _advance(step: Step, run: Run, progress: Progress) -> Progress:
-    state, metrics = step(run, progress.state)
+def _advance(step: Step, run: Run, progress: Progress, arrays: PyTree) -> Progress:
+    state, metrics = step(run, progress.state, arrays)
     bad_data = metrics["batch_finite"] < 1
     bad = bad_data | (metrics["learner_finite"] < 1)
     first = bad & (progress.bad_iteration < 0)
@@ -158,10 +166,12 @@ def _advance(step: Step, run: Run, progress: Progress) -> Progress:
     )
 
 
-def _advance_run(step: Step, pair: tuple[Run, Progress], iterations: Array) -> Progress:
+def _advance_run(
+    step: Step, pair: tuple[Run, Progress], iterations: Array, arrays: PyTree
+) -> Progress:
     run, progress = pair
     return jax.lax.fori_loop(
-        0, iterations, lambda _, p: _advance(step, run, p), progress
+        0, iterations, lambda _, p: _advance(step, run, p, arrays), progress
     )
 
 
@@ -209,16 +219,18 @@ def build(
     init_one = functools.partial(_init_run, make_method, source, step)
     advance_one = functools.partial(_advance_run, step)
     runs_shape = _abstract(runs, placed)
+    arrays = sharding.place(source.arrays, sharding.everywhere(mesh))
+    arrays_shape = _abstract(arrays, sharding.everywhere(mesh))
     count = jax.ShapeDtypeStruct((), jnp.int32)
 
     @functools.cache
     def trace_init(size: int) -> jax.stages.Traced:
         mapped = sharding.over_runs(init_one, mesh, size)
 
-        def init(runs: Run) -> Progress:
-            return mapped(runs)
+        def init(runs: Run, arrays: PyTree) -> Progress:
+            return mapped(runs, arrays)
 
-        return jax.jit(init, out_shardings=placed).trace(runs_shape)
+        return jax.jit(init, out_shardings=placed).trace(runs_shape, arrays_shape)
 
     started = time.perf_counter()
     abstract = _abstract(trace_init(group or 1).out_info, placed)
@@ -228,11 +240,14 @@ def build(
     def compile_advance(size: int) -> jax.stages.Compiled:
         mapped = sharding.over_runs(advance_one, mesh, size)
 
-        def advance(runs: Run, progress: Progress, iterations: Array) -> Progress:
-            return mapped((runs, progress), iterations)
+        def advance(
+            runs: Run, progress: Progress, iterations: Array, arrays: PyTree
+        ) -> Progress:
+            return mapped((runs, progress), iterations, arrays)
 
         jitted = jax.jit(advance, donate_argnums=1, out_shardings=placed)
-        return jitted.lower(runs_shape, abstract, count).compile(options)
+        lowered = jitted.lower(runs_shape, abstract, count, arrays_shape)
+        return lowered.compile(options)
 
     def compile_evaluate(env: Env, size: int) -> jax.stages.Compiled:
         one = functools.partial(_evaluate_run, make_method, env, num_episodes)
@@ -254,12 +269,13 @@ def build(
     traced = trace_init(group)
 
     def init(runs: Run) -> Progress:
-        return traced.lower().compile(options)(runs)  # not at all in a resumed fit
+        # Not at all in a resumed fit.
+        return traced.lower().compile(options)(runs, arrays)
 
     return Programs(
         runs=sharding.place(runs, placed),
         init=init,
-        advance=advance,
+        advance=lambda *given: advance(*given, arrays),
         reset_metrics=_reset_metrics(placed),
         evaluate=evaluation,
         abstract=abstract,

@@ -149,6 +149,11 @@ def per_run(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """The sharding of arrays that every device has whole, the same for all runs."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def over_runs(
     function: Callable[..., Any], mesh: Mesh, group: int
 ) -> Callable[..., Any]:

@@ -195,6 +195,12 @@ class DataSource(NamedTuple):
     """Parallel streams of experience in a batch."""
     env: Env | None = None
     """The environment behind the data, where there is one: evaluation runs on it."""
+    arrays: PyTree = ()
+    """What all runs read and none changes (a dataset). `fit` passes it to its programs
+    as an argument: one copy for all runs, no constant, and in no checkpoint."""
+    over: Callable[[PyTree], DataSource] | None = None
+    """`(arrays) -> DataSource`: this source over other arrays of the same shapes, such
+    as traced ones; None where there are none."""
 
 
 # -------------------------------------------------------------------- environments

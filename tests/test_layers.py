@@ -22,6 +22,8 @@ MAX_LINES = 400
 # that are strangers to each other (methods | data | learner) differ in name only.
 LEVELS = {
     "types": 0,
+    "files": 0,  # of the standard library alone, as is the next
+    "json_values": 0,
     "ops": 1,
     "networks": 2,
     "generation": 3,
@@ -40,6 +42,7 @@ DOORS = {
     "brax": ("envs.brax",),
     "craftax": ("envs.craftax",),
     "flax": ("rlx.networks",),
+    "h5py": ("rlx.data.dataset_files",),
     "gymnasium": ("envs.mujoco", "envs.gymnasium"),
     "gymnax": ("envs.gymnax",),
     "matplotlib": ("rlx.plot",),

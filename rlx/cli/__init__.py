@@ -60,6 +60,10 @@ def _command(arguments: Any) -> int:
         from rlx.cli import saved
 
         return getattr(saved, command + "_run")(arguments)
+    if command == "data":
+        from rlx.cli import data
+
+        return data.data_run(arguments)
     from rlx.cli import survey
 
     return getattr(survey, command + "_all")(arguments)

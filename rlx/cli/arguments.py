@@ -29,6 +29,8 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """Return the parser of the `rlx` command."""
+    from rlx.cli import data_arguments  # which needs the readers of numbers below
+
     top = Parser(
         prog="rlx",
         description="Functional reinforcement learning in JAX.",
@@ -43,6 +45,7 @@ def parser() -> Parser:
     _play(commands)
     _plot(commands)
     _list(commands)
+    data_arguments.register(commands)
     commands.add_parser("doctor", help="say what is here, what is missing, what helps")
     return top
 

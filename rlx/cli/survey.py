@@ -15,6 +15,7 @@ from rlx import system
 from rlx.cli import catalogue
 
 _EXTRAS = {
+    "h5py": ("offline datasets in HDF5", "rlx[data]"),
     "tensorboardX": ("TensorBoard writer", "rlx[tensorboard]"),
     "wandb": ("Weights & Biases writer", "rlx[wandb]"),
     "imageio_ffmpeg": ("MP4 films", "rlx[video]"),

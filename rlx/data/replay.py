@@ -122,7 +122,7 @@ def replay(  # noqa: PLR0913 (the front door: everything is given by name)
         state = ReplayState(rollout=stand, ring=ring)
         if not warmup:
             return state
-        chance = _random_policy(env.spec.action, policy)
+        chance = random_policy(env.spec.action, policy)
 
         def one(state: ReplayState, key: Key) -> tuple[ReplayState, None]:
             return collect(state, chance, key)[0], None
@@ -229,7 +229,7 @@ def _require_multiple(name: str, value: int, steps: int) -> None:
         )
 
 
-def _random_policy(space: Space, policy: Policy) -> Policy:
+def random_policy(space: Space, policy: Policy) -> Policy:
     """Uniformly random actions; the memory of the real policy is passed through."""
 
     def act(observation: PyTree, carry: PyTree, key: Key | None):
