@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from rlx.cli import (
 )
 from rlx.data.rollout import rollout
 from rlx.record import RunFolder
+from tests import fitting
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Compiles in a fraction of the time of a real method, and is found by its file alone.
@@ -407,6 +409,37 @@ def test_the_main_job(tmp_path: pathlib.Path) -> None:
     assert np.std(pictures) > 10
 
 
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: pathlib.Path) -> None:
+    argv = ["train", "ppo", "--env", "probe/pendulum", "--seeds", "3", "--steps", "512"]
+    argv += ["--set", "hidden_sizes=8", "num_epochs=1", "num_minibatches=1", *SMALL]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        where = f"localhost:{free.getsockname()[1]}"
+    join = ["--distributed", "--coordinator", where, "--processes", "2", "--process"]
+    together = [
+        subprocess.Popen(
+            [sys.executable, "-m", "rlx.cli", *argv, "--out", "run", *join, str(index)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=300)[0] for process in together]
+    finally:
+        for process in together:
+            process.kill()
+    assert [process.returncode for process in together] == [0, 0]
+    assert ["512 steps" in text for text in said] == [True, False]
+    assert main([*argv, "--out", str(tmp_path / "alone")]) == 0
+    fitting.assert_close_rows(
+        *(RunFolder.open(tmp_path / name).rows() for name in ("run", "alone"))
+    )
+
+
 # -------------------------------------------------------------------- bad command lines
 
 
@@ -458,6 +491,26 @@ def test_bad_command_lines_get_one_line(
     assert error.startswith("rlx: ")
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_join_where_they_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def initialize(*where: Any) -> None:
+        asked.append(where)
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    status, _, message = call(capsys, *TRAIN, "--distributed")
+    assert (status, message.count("\n")) == (2, 1)
+    assert "(coordinator_address should be defined): where JAX finds no" in message
+    assert "--coordinator HOST:PORT" in message
+    call(
+        capsys, *TRAIN, "--coordinator", "here:1", "--processes", "2", "--process", "1"
+    )
+    assert asked == [(None, None, None), ("here:1", 2, 1)]
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,8 +120,19 @@ def _experiment(commands: argparse._SubParsersAction, name: str, text: str) -> P
     add("--keep", type=positive, default=3, help="checkpoints kept; 3")
     add("--keep-going", action="store_true", help="go on while one run is finite")
     add("--write", metavar="WRITER", nargs="+", default=[], help="tensorboard, wandb")
+    _distributed(command)
     command.set_defaults(grid=[])
     return command
+
+
+def _distributed(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    text = "train in several processes, each started with this command"
+    add("--distributed", action="store_true", help=text)
+    text = "of process 0, where JAX recognises no cluster by itself"
+    add("--coordinator", metavar="HOST:PORT", help=text)
+    add("--processes", metavar="COUNT", type=positive, help="how many there are")
+    add("--process", metavar="INDEX", type=int, help="which one this is, from 0")
 
 
 def _train(commands: argparse._SubParsersAction) -> None:
@@ -154,6 +165,7 @@ def _resume(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--write", metavar="WRITER", nargs="+", default=[], help="tensorboard, wandb"
     )
+    _distributed(command)
 
 
 def _eval(commands: argparse._SubParsersAction) -> None:

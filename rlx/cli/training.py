@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from rlx import plot, record, train
+from rlx import plot, record, sharding, train
 from rlx.cli import experiment as experiments
-from rlx.cli import progress, start
+from rlx.cli import processes, progress, start
 from rlx.cli.errors import UsageError
 from rlx.cli.experiment import Experiment
 from rlx.json_values import differences, from_json
@@ -28,19 +28,22 @@ def run(arguments: Any) -> int:
             )
     if arguments.command == "sweep" and not arguments.grid:
         raise UsageError("--grid is missing: --grid learning_rate=1e-4,3e-4")
+    processes.join(arguments)
     start.prepare(cores=True)
     wanted = experiments.from_arguments(arguments)
     default = f"runs/{wanted.env.replace('/', '-')}_{wanted.method}"
     path = Path(arguments.out or default + ("_sweep" if wanted.grid else ""))
-    if arguments.resume and path.exists():
-        _require_same(RunFolder.open(path), wanted)
-    else:
-        record.require_free(path)
+    with sharding.together(record.RunFolderError):
+        if arguments.resume and path.exists():
+            _require_same(RunFolder.open(path), wanted)
+        else:
+            record.require_free(path)
     return _fit(wanted, path, arguments)
 
 
 def resume(arguments: Any) -> int:
     """Go on with a run from its folder alone."""
+    processes.join(arguments)
     start.prepare(cores=True)
     folder = RunFolder.open(arguments.run)
     wanted = experiments.from_folder(folder)
@@ -82,15 +85,9 @@ def _fit(wanted: Experiment, path: Path, arguments: Any) -> int:
             "env_spec": parts.source.env.spec if parts.source.env else None,
         },
     )
-    labels = _labels(wanted)
-    print(_headline(wanted, path), flush=True)
-    started = time.monotonic()
-    with (
-        record.writers(arguments.write, path, wanted.to_config()) as write,
-        progress.Display(labels, wanted.steps) as display,
-    ):
-        on_row = _each(write, display.row)
-        result = train.fit(
+
+    def fit(**show: Callable[[Mapping[str, Any]], None]) -> train.Result:
+        return train.fit(
             parts.make_method if wanted.hyper else parts.make_method({}),
             parts.source,
             num_steps=wanted.steps,
@@ -98,10 +95,23 @@ def _fit(wanted: Experiment, path: Path, arguments: Any) -> int:
             hyper=wanted.hyper,
             save_to=path,
             resume=arguments.resume,
-            on_row=on_row,
-            on_progress=display.progress,
             settings=settings,
+            **show,
         )
+
+    first = processes.is_first()
+    with sharding.together(record.RunFolderError):
+        names = arguments.write if first else ()
+        writers = record.writers(names, path, wanted.to_config())
+    if not first:
+        fit()
+        return 0
+    labels = _labels(wanted)
+    print(_headline(wanted, path), flush=True)
+    started = time.monotonic()
+    with writers as write, progress.Display(labels, wanted.steps) as display:
+        on_row = _each(write, display.row)
+        result = fit(on_row=on_row, on_progress=display.progress)
     _conclude(wanted, result, path, time.monotonic() - started)
     return 0
 
