@@ -276,8 +276,8 @@ def _actions(dataset: Dataset, spec: EnvSpec | None) -> Iterator[Finding]:
             "error",
             "actions",
             f"{mixed}{outside.sum()} actions in {share} leave the bounds [{low}, "
-            f"{high}], up to {np.abs(action[outside]).max():.3g}: bring all episodes to "
-            "the environment's units, or clip and collect anew",
+            f"{high}], up to {np.abs(action[outside]).max():.3g}: bring all episodes "
+            "to the environment's units, or clip and collect anew",
         )
         return
     yield from _scales(dataset, action, known=bounds is not None)
