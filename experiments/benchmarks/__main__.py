@@ -10,8 +10,8 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("physics", "training", "seeds", "parts", "startup")
-TAKE_PEERS = ("training",)
+NAMES = ("physics", "training", "off_policy", "seeds", "parts", "startup")
+TAKE_PEERS = ("training", "off_policy")
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument(
         "--install-peers",
         action="store_true",
-        help="make virtual environments for the peers of `training`, with pip",
+        help="make virtual environments for the peers of training, with pip",
     )
     options = parser.parse_args()
     for name in options.names:

@@ -35,7 +35,7 @@ def ratio(row: Result, pair: str) -> str:
     return f"**{row['ratio'][pair]:.2f}** ({low:.2f} to {high:.2f})"
 
 
-def races(rows: Iterable[Result]) -> str:
+def races(rows: Iterable[Result], unit: str = "steps") -> str:
     """Rows of ratios `a/b`: one line each."""
     lines = []
     for row in rows:
@@ -47,7 +47,8 @@ def races(rows: Iterable[Result]) -> str:
                 [name.replace("_", " "), b, number(speeds[a]), number(speeds[b])]
                 + [ratio(row, pair)]
             )
-    return table(["task", "against", "rlx, steps/s", "peer, steps/s", "ratio"], lines)
+    head = ["task", "against", f"rlx, {unit}/s", f"peer, {unit}/s", "ratio"]
+    return table(head, lines)
 
 
 def seeds(content: Result) -> str:
@@ -115,6 +116,7 @@ def startup(content: Result) -> str:
 TABLES: dict[str, Callable[[Result], str]] = {
     "physics": lambda content: races(content["rows"]),
     "training": lambda content: races(content["rows"]),
+    "off_policy": lambda content: races(content["rows"], content["unit"]),
     "seeds": seeds,
     "parts": parts,
     "startup": startup,

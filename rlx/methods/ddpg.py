@@ -108,10 +108,8 @@ def make(spec: EnvSpec, config: Config = Config()) -> Method:  # noqa: B008 (fro
             next_value,
             gamma=config.gamma,
         )
-        critic, policy = (
-            jnp.mean(errors),
-            _deterministic.policy_loss(agent, params, batch),
-        )
+        critic = jnp.mean(errors)
+        policy = _deterministic.policy_loss(agent, params, batch)
         return critic + policy, {
             "critic_loss": critic,
             "policy_loss": policy,

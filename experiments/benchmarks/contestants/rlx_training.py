@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 from experiments.benchmarks.contestants import serve
@@ -23,13 +24,26 @@ def main() -> None:
     parser.add_argument("--group", type=int, help="runs vmapped together")
     options = parser.parse_args()
 
+    from rlx import sharding
+
+    sharding.use_cpu_cores(options.devices)
+    contestant = program_of(*build(options), options)
+    serve.serve(contestant, ("jax", "jaxlib", "mujoco"))
+
+
+def program_of(
+    method: Any, source: Any, options: argparse.Namespace
+) -> Callable[[], int]:
+    """What `train.fit` compiles for `options.seeds` seeds, ready to go on.
+
+    Returns:
+      A function that trains for a moment and returns the steps of all seeds.
+    """
     import jax
     import numpy as np
 
-    from rlx import program, sharding
+    from rlx import program
 
-    sharding.use_cpu_cores(options.devices)
-    method, source = build(options)
     runs, _ = program.make_runs(range(options.seeds), None)
     programs = program.build(
         lambda _: method,
@@ -39,18 +53,23 @@ def main() -> None:
         num_episodes=1,
         group=options.group,
     )
-    state = [programs.init(runs)]
+    state = [programs.init(programs.runs)]
 
     def advance(iterations: int) -> int:
-        state[0] = programs.advance(runs, state[0], np.int32(iterations))
+        state[0] = programs.advance(programs.runs, state[0], np.int32(iterations))
         jax.block_until_ready(state[0])
         return options.seeds * iterations * source.steps_per_batch
 
+    return in_slices(advance)
+
+
+def in_slices(advance: Callable[[int], int]) -> Callable[[], int]:
+    """`advance(iterations)` with as many iterations as take about `LOOK` seconds."""
     advance(1)
     started = time.perf_counter()
     advance(1)
     count = max(1, round(LOOK / (time.perf_counter() - started)))
-    serve.serve(lambda: advance(count), ("jax", "jaxlib", "mujoco"))
+    return lambda: advance(count)
 
 
 def build(options: argparse.Namespace) -> tuple[Any, Any]:

@@ -15,3 +15,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--normalize", type=int, default=1, help="observations and rewards: 0 or 1"
     )
+
+
+CAPACITY, WARMUP = 100_000, 1_000
+"""Transitions remembered, and random steps before learning, on every side."""
+
+
+def add_off_policy_options(parser: argparse.ArgumentParser) -> None:
+    """Adds environment, batch, networks and update ratio of off-policy training."""
+    parser.add_argument("--env", required=True)
+    parser.add_argument("--num-envs", type=int, default=1)
+    parser.add_argument(
+        "--gradient-steps", type=int, default=1, help="per step of all environments"
+    )
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--width", type=int, default=256, help="of two hidden layers")
+    parser.add_argument(
+        "--updates", type=int, default=0, help="1: sampling and gradient steps alone"
+    )
