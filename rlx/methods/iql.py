@@ -8,9 +8,8 @@ advantage-weighted regression.
 Value, critics and policy step together, each by the gradient at the same parameters:
 their losses are one sum, in which `stop_gradient` says what is a constant for which.
 
-Special cases that hold exactly: with the expectile ½ and one critic the values are
-those of the policy that made the data (SARSA); with `inverse_temperature` 0 the policy
-is behaviour cloning.
+Special cases that hold exactly: with the expectile ½ V is the mean of Q over the data's
+actions, as in SARSA; with `inverse_temperature` 0 the policy is behaviour cloning.
 """
 
 from __future__ import annotations

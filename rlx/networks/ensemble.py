@@ -45,6 +45,26 @@ def member(params: Params, index: int | Array) -> Params:
     return jax.tree.map(lambda x: x[index], params)
 
 
+def actor_critic_params(policy: Params, value: Params) -> Params:
+    """The parameters of an actor-critic made of two perceptrons.
+
+    With them `rlx.networks.actor_critic`, with torsos of their own and a scale that
+    depends on the state, computes what `gaussian_policy` and `state_value` compute.
+
+    Args:
+      policy: of `rlx.networks.critics.gaussian_policy`.
+      value: of `rlx.networks.critics.state_value`.
+    """
+
+    def parts(name: str, layers: Params) -> Params:
+        last = f"layer_{len(layers) - 1}"
+        torso = {k: v for k, v in layers.items() if k != last}
+        made = {name: layers[last]}
+        return {**made, f"{name}_torso": {"MLP_0": torso}} if torso else made
+
+    return {**parts("policy", policy), **parts("value", value)}
+
+
 def gaussian_dynamics(
     spec: EnvSpec, hidden_sizes: Sequence[int], activation: str = "silu"
 ) -> Network:
@@ -62,7 +82,9 @@ def gaussian_dynamics(
     )
 
     def init(key: Key) -> Params:
-        low, high = (jnp.full((size + 1,), x) for x in INITIAL_LOG_VARIANCES)
+        low, high = (
+            jnp.full((size + 1,), x, jnp.float32) for x in INITIAL_LOG_VARIANCES
+        )
         return {"network": network.init(key), "minimum": low, "maximum": high}
 
     def apply(params: Params, observation: Array, action: Array) -> tuple[Array, Array]:
