@@ -13,7 +13,8 @@ shapes or a damaged file is named before a single array is read.
 
 Where several processes (`jax.distributed`) hold one sharded state, all of them call
 `save` and `load`; they must see the same file system. What one of them cannot do fails
-on all, so that none waits for another that has given up.
+on all, so that none waits for another that has given up (where a process fails while
+Orbax writes, the others notice when its barrier gives up, after five minutes).
 """
 
 from __future__ import annotations

@@ -103,7 +103,8 @@ class Journal:
         progress = None
         if self.step is not None:
             kept = sharding.unpadded_like(like, len(self.labels))
-            loaded = checkpoint.load(self.checkpoints, kept, self.step)
+            with sharding.together(checkpoint.CheckpointError):
+                loaded = checkpoint.load(self.checkpoints, kept, self.step)
             progress = sharding.repad(loaded, like)
         last = -1 if self.step is None else self.step
         with sharding.together(record.RunFolderError):

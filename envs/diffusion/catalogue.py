@@ -1,6 +1,8 @@
 """Diffusions as environments by name: `envs.make("diffusion/ornstein_uhlenbeck")`.
 
-`LinearQuadratic` is missing: it is made of matrices, which only Python can give.
+Nothing is discounted here: give a method the diffusion's own rate (`discount_rate` of
+the martingale methods), or another on purpose. `linear_quadratic` is missing: it is
+made of matrices, which only Python can give.
 """
 
 from __future__ import annotations

@@ -42,8 +42,9 @@ class Settings:
     length: int = 1
     gradient_steps: int = 4
     """Per `num_envs * length` environment steps."""
-    learning_rate: float = 1e-3
-    """Of policy, critics and SAC's temperature."""
+    actor_learning_rate: float = 3e-4
+    critic_learning_rate: float = 1e-3
+    """Of the critics and of SAC's temperature."""
     capacity: int = 500_000
     """Transitions: all of the run."""
     warmup: int = 8_000
@@ -75,11 +76,11 @@ def make_config(arm: str, settings: Settings) -> Any:
     common = {
         "hidden_sizes": settings.hidden_sizes,
         "num_minibatches": settings.gradient_steps,
-        "actor_learning_rate": settings.learning_rate,
-        "critic_learning_rate": settings.learning_rate,
+        "actor_learning_rate": settings.actor_learning_rate,
+        "critic_learning_rate": settings.critic_learning_rate,
     }
     if name == "sac":
-        common["temperature_learning_rate"] = settings.learning_rate
+        common["temperature_learning_rate"] = settings.critic_learning_rate
     return config_class(**common, **fields)
 
 
