@@ -677,8 +677,6 @@ def test_each_members_gradient_is_clipped_by_its_own_norm():
     # Adam's first step has the size of the rate whatever the norm, so look at its
     # first moment: a tenth of the clipped gradient.
     *_, method, state = begun(max_gradient_norm=1e-3, gate_steps=2)
-    states, _ = rounds(method, state, 1)
-    del states
     gradient = jax.tree.map(
         lambda x: jnp.stack([jnp.full(x.shape[1:], 5.0), jnp.full(x.shape[1:], 1e-7)]),
         state.params,
