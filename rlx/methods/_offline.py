@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -215,6 +216,17 @@ def normalize(stats: PyTree, observation: PyTree) -> PyTree:
     return normalization.normalize(stats, observation, clip=10.0)
 
 
+def constants(tree: PyTree) -> PyTree:
+    """Arrays to close over: on the host, so that no old sharding comes with them.
+
+    What `train.fit` returns lies on a mesh of its own, which the mesh of the next fit
+    would refuse. Traced arrays stay as they are.
+    """
+    return jax.tree.map(
+        lambda x: x if isinstance(x, jax.core.Tracer) else np.asarray(x), tree
+    )
+
+
 class Preparation(NamedTuple):
     """What `Method` needs to normalise observations."""
 
@@ -252,10 +264,13 @@ def preparation(
             f"{spec.name} has {spec.observation}: leave it off"
         )
     example = jax.ShapeDtypeStruct(spec.observation.shape, jnp.float32)
+    fixed = constants(statistics)
 
     def init_stats(num_envs: int) -> RunningStatistics:
         del num_envs
-        return normalization.init(example) if statistics is None else statistics
+        if fixed is None:
+            return normalization.init(example)
+        return jax.tree.map(jnp.asarray, fixed)
 
     def prepare(
         learner: LearnerState, batch: Transition

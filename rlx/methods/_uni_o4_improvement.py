@@ -79,15 +79,16 @@ def improvement(
     """
     nets = _uni_o4.networks(spec, config)
     number = config.num_members
+    fixed = _offline.constants(base)
 
     def init(key: Key) -> Params:
         del key
-        return {"members": base.members}
+        return {"members": jax.tree.map(jnp.asarray, fixed.members)}
 
     def init_stats(num_envs: int) -> ImprovementStats:
         del num_envs
         nothing = jnp.full((number,), -jnp.inf, jnp.float32)
-        return ImprovementStats(base, nothing, nothing)
+        return ImprovementStats(jax.tree.map(jnp.asarray, fixed), nothing, nothing)
 
     def prepare(
         learner: LearnerState, batch: Transition
@@ -188,12 +189,15 @@ def _clip_each(max_norm: float | Array) -> optax.GradientTransformation:
     def clip(updates: PyTree, params: PyTree = None) -> PyTree:
         del params
 
-        def one(gradient: PyTree) -> PyTree:
-            norm = optax.tree.norm(gradient)
-            scale = jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-12))
-            return jax.tree.map(lambda x: scale * x, gradient)
-
-        return jax.vmap(one)(updates)
+        squares = [
+            jnp.sum(jnp.square(x.reshape(x.shape[0], -1)), axis=1)
+            for x in jax.tree.leaves(updates)
+        ]
+        norm = jnp.sqrt(sum(squares[1:], squares[0]))
+        scale = jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-12))
+        return jax.tree.map(
+            lambda x: scale.reshape(-1, *(1,) * (x.ndim - 1)) * x, updates
+        )
 
     return optax.stateless(clip)
 

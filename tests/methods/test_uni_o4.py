@@ -698,6 +698,17 @@ def test_each_members_gradient_is_clipped_by_its_own_norm():
     np.testing.assert_allclose(small, expected, rtol=1e-4)
 
 
+def test_one_fit_follows_another():
+    """What a fit returns lies on a mesh, which the next fit would not accept."""
+    config = config_of()
+    source = offline.source(linear_data(), batch_size=16, num_minibatches=2)
+    first = train.fit(uni_o4.make(LINEAR, config), source, num_steps=1)
+    run = jax.tree.map(lambda x: x[0], first.state.learner)
+    base = uni_o4.foundation(LINEAR, config, run, linear_data())
+    second = train.fit(uni_o4.improvement(LINEAR, config, base), source, num_steps=1)
+    assert int(second.state.learner.step[0]) == 2
+
+
 def test_batches_must_hold_the_minibatches_of_a_round():
     *_, method, state = begun()
     with pytest.raises(ValueError, match="num_minibatches=2"):
