@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from rlx.methods import _off_policy, _offline
 from rlx.networks.ensemble import ensemble, gaussian_dynamics
-from rlx.ops import distributions, offline
+from rlx.ops import distributions, importance, offline
 from rlx.ops.distributions import DiagonalGaussian
 from rlx.types import Array, Box, Carry, EnvSpec, Key, Network, Params, PyTree
 
@@ -192,13 +192,8 @@ def loss(
     Raises:
       AssertionError: the arrays' shapes differ, or one does not hold floats.
     """
-    arrays = [log_prob, behaviour_log_prob, advantage]
-    chex.assert_equal_shape(arrays)
-    chex.assert_type(arrays, float)
     fixed, worth = jax.lax.stop_gradient((behaviour_log_prob, advantage))
-    # exp overflows float32 near 88; a ratio of e^20 is clipped in any case.
-    ratio = jnp.exp(jnp.clip(log_prob - fixed, -20.0, 20.0))
-    return -jnp.minimum(ratio * worth, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * worth)
+    return -importance.clipped_surrogate(log_prob, fixed, worth, clip)
 
 
 def dynamics_loss(mean: Array, log_variance: Array, target: Array) -> Array:

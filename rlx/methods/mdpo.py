@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from rlx.methods import _on_policy
 from rlx.methods._on_policy_config import OnPolicyConfig
-from rlx.ops import distributions
+from rlx.ops import distributions, importance
 from rlx.types import Array, EnvSpec, Method, Metrics
 
 
@@ -66,8 +66,7 @@ def loss(
     """
     chex.assert_equal_shape([log_prob, behaviour_log_prob, advantage, kl])
     chex.assert_type([log_prob, behaviour_log_prob, advantage, kl], float)
-    # exp overflows float32 near 88; beyond e^20 only the sign matters.
-    ratio = jnp.exp(jnp.clip(log_prob - behaviour_log_prob, -20.0, 20.0))
+    ratio = importance.ratio(log_prob, behaviour_log_prob)
     return -ratio * advantage + kl / step_size
 
 

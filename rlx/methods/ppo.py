@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import chex
 import jax.numpy as jnp
 
 from rlx.methods import _on_policy
 from rlx.methods._on_policy_config import OnPolicyConfig
+from rlx.ops import importance
 from rlx.types import Array, EnvSpec, Method, Metrics
 
 
@@ -56,12 +56,7 @@ def loss(
     Raises:
       AssertionError: the arrays' shapes differ, or one does not hold floats.
     """
-    chex.assert_equal_shape([log_prob, behaviour_log_prob, advantage])
-    chex.assert_type([log_prob, behaviour_log_prob, advantage], float)
-    # exp overflows float32 near 88; a ratio of e^20 is clipped in any case.
-    ratio = jnp.exp(jnp.clip(log_prob - behaviour_log_prob, -20.0, 20.0))
-    clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
-    return -jnp.minimum(ratio * advantage, clipped * advantage)
+    return -importance.clipped_surrogate(log_prob, behaviour_log_prob, advantage, clip)
 
 
 def make(spec: EnvSpec, config: Config = Config()) -> Method:  # noqa: B008 (frozen)

@@ -24,7 +24,7 @@ import optax
 
 from rlx.methods import _on_policy
 from rlx.methods._on_policy_config import OnPolicyConfig
-from rlx.ops import distributions, natural_gradient, shuffling, values
+from rlx.ops import distributions, importance, natural_gradient, shuffling, values
 from rlx.types import Array, EnvSpec, Key, LearnerState, Method, Metrics, Params
 
 
@@ -74,8 +74,7 @@ def loss(log_prob: Array, behaviour_log_prob: Array, advantage: Array) -> Array:
     """
     chex.assert_equal_shape([log_prob, behaviour_log_prob, advantage])
     chex.assert_type([log_prob, behaviour_log_prob, advantage], float)
-    # exp overflows float32 near 88; beyond e^20 only the sign matters.
-    ratio = jnp.exp(jnp.clip(log_prob - behaviour_log_prob, -20.0, 20.0))
+    ratio = importance.ratio(log_prob, behaviour_log_prob)
     return -ratio * advantage
 
 

@@ -15,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from rlx.ops import importance
 from rlx.ops.tsallis import tsallis_log
 from rlx.types import Array
 
@@ -141,8 +142,7 @@ def bregman_estimate(
     chex.assert_rank(index, 0)
     new = tsallis_log(log_prob, 2.0 - index)
     old = tsallis_log(reference_log_prob, 2.0 - index)
-    # exp overflows float32 near 88; beyond e^20 only the sign matters.
-    ratio = jnp.exp(jnp.clip(log_prob - reference_log_prob, -20.0, 20.0))
+    ratio = importance.ratio(log_prob, reference_log_prob)
     return ratio * (new - index * old) + (index - 1.0) * old
 
 
