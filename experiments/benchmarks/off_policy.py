@@ -11,7 +11,6 @@ gradient steps of all eight with the peer's of one.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
@@ -80,25 +79,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     peers.add_options(parser)
     parser.add_argument("--rows", nargs="+", help="only these")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each timing")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="2 repeats of 3 seconds")
-    options = parser.parse_args()
-    if options.quick:
-        options.seconds, options.repeats = 3.0, 2
+    options = race.parse(parser, seconds=8.0)
     python = peers.find(options).get("sb3")
     if python is None:
         sys.exit("nothing to compare with: --install-peers installs Stable-Baselines3")
-    results: list[dict[str, Any]] = []
-    for name, (entries, pairs) in rows(python).items():
-        if options.rows and name not in options.rows:
-            continue
-        speeds = race.race(
-            entries, pairs, seconds=options.seconds, repeats=options.repeats
-        )
-        settings = {label: dict(entry.options) for label, entry in entries.items()}
-        results.append({"row": name, **speeds, "settings": settings})
-        print(json.dumps(results[-1]), flush=True)
+    results = race.run_rows(rows(python), options)
     if not options.quick:
         content = {"seconds": options.seconds, "unit": "gradient steps"}
         race.save("off_policy", {**content, "rows": results}, sys.argv[1:])

@@ -8,6 +8,7 @@ processes of their own, which sleep while another is timed.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import datetime
 import json
@@ -159,6 +160,38 @@ def _per(unit: str, answers: Mapping[str, Sequence[Answer]]) -> dict[str, list[f
         label: [answer["steps"] / answer[unit] for answer in timings]
         for label, timings in answers.items()
     }
+
+
+def parse(parser: argparse.ArgumentParser, *, seconds: float) -> argparse.Namespace:
+    """Reads the command line, after adding the options that every race has.
+
+    Args:
+      parser: with the options of its own.
+      seconds: of each timing, unless told otherwise.
+    """
+    add = parser.add_argument
+    add("--seconds", type=float, default=seconds, help="of each timing")
+    add("--repeats", type=int, default=5)
+    add("--quick", action="store_true", help="2 repeats of 3 seconds, not saved")
+    options = parser.parse_args()
+    if options.quick:
+        options.seconds, options.repeats = 3.0, 2
+    return options
+
+
+def run_rows(
+    rows: Mapping[str, tuple[Mapping[str, Entry], Pairs]], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Races the rows asked for (`options.rows`); prints each as it ends."""
+    results = []
+    for name, (entries, pairs) in rows.items():
+        if options.rows and name not in options.rows:
+            continue
+        speeds = race(entries, pairs, seconds=options.seconds, repeats=options.repeats)
+        settings = {label: dict(entry.options) for label, entry in entries.items()}
+        results.append({"row": name, **speeds, "settings": settings})
+        print(json.dumps(results[-1]), flush=True)
+    return results
 
 
 def save(name: str, content: Mapping[str, Any], words: Iterable[str]) -> None:

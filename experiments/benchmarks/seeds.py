@@ -61,12 +61,7 @@ def main() -> None:
     """Measures, prints and saves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each timing")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="2 repeats of 3 seconds")
-    options = parser.parse_args()
-    if options.quick:
-        options.seconds, options.repeats = 3.0, 2
+    options = race.parse(parser, seconds=6.0)
     cores = sharding.available_cores()
     results: list[dict[str, Any]] = []
     for name in options.rows:

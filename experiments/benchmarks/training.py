@@ -9,9 +9,7 @@ networks (two torsos of 64, 64 tanh units), each in a process and Python of its 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from typing import Any
 
 from experiments.benchmarks import peers, race
 from experiments.benchmarks.race import Entry
@@ -85,22 +83,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     peers.add_options(parser)
     parser.add_argument("--rows", nargs="+", help="only these")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each timing")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="2 repeats of 3 seconds")
-    options = parser.parse_args()
-    if options.quick:
-        options.seconds, options.repeats = 3.0, 2
-    results: list[dict[str, Any]] = []
-    for name, (entries, pairs) in rows(peers.find(options)).items():
-        if options.rows and name not in options.rows:
-            continue
-        speeds = race.race(
-            entries, pairs, seconds=options.seconds, repeats=options.repeats
-        )
-        settings = {label: dict(entry.options) for label, entry in entries.items()}
-        results.append({"row": name, **speeds, "settings": settings})
-        print(json.dumps(results[-1]), flush=True)
+    options = race.parse(parser, seconds=8.0)
+    results = race.run_rows(rows(peers.find(options)), options)
     if not options.quick:
         race.save(
             "training", {"seconds": options.seconds, "rows": results}, sys.argv[1:]
