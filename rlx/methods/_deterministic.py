@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -27,6 +28,19 @@ class DeterministicConfig(_off_policy.ActorCriticConfig):
     exploration_noise: float = 0.1
     """Deviation of the Gaussian noise on actions in [-1, 1] while training (Fujimoto
     et al. 2018, section 6.1)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TwinDelayedConfig(DeterministicConfig):
+    """Fields of TD3 and of what is built on it."""
+
+    policy_delay: int = 2
+    """d: steps of the critics per step of the policy and the targets (Fujimoto et al.
+    2018, section 6.1)."""
+    smoothing_noise: float = 0.2
+    """Deviation of the noise on target actions, in units of [-1, 1] (section 6.1)."""
+    smoothing_clip: float = 0.5
+    """c: that noise is clipped at this (section 6.1)."""
 
 
 class Agent(NamedTuple):
@@ -63,11 +77,7 @@ def make_agent(spec: EnvSpec, config: DeterministicConfig, num_critics: int) -> 
 
 def init(agent: Agent, key: Key) -> Params:
     """Fresh parameters of policy and critics."""
-    actor_key, critics_key = jax.random.split(key)
-    return {
-        "actor": agent.actor.init(actor_key),
-        "critics": agent.critics.init(critics_key),
-    }
+    return _off_policy.init(key, actor=agent.actor, critics=agent.critics)
 
 
 def make_act(
@@ -86,6 +96,41 @@ def make_act(
         return agent.to_env(unit), carry, {}
 
     return act
+
+
+def smoothed_action(action: Array, noise: Array, *, clip: float | Array) -> Array:
+    """Target policy smoothing (section 5.3): ã = clip(π̄(s') + clip(ε, −c, c), −1, 1).
+
+    Elementwise.
+
+    Args:
+      action: `[...]` π̄(s') in [-1, 1].
+      noise: `[...]` ε, before clipping.
+      clip: c >= 0, scalar.
+
+    Returns:
+      `[...]` actions in [-1, 1].
+
+    Raises:
+      AssertionError: the arrays' shapes differ, or one does not hold floats.
+    """
+    chex.assert_equal_shape([action, noise])
+    chex.assert_type([action, noise], float)
+    return jnp.clip(action + jnp.clip(noise, -clip, clip), -1.0, 1.0)
+
+
+def smoothed_values(
+    agent: Agent,
+    config: TwinDelayedConfig,
+    target_params: Params,
+    observation: PyTree,
+    key: Key,
+) -> Array:
+    """Both target critics' values `[2, ...]` at the target policy's smoothed action."""
+    action = agent.actor.apply(target_params["actor"], observation)
+    noise = config.smoothing_noise * jax.random.normal(key, action.shape, action.dtype)
+    action = smoothed_action(action, noise, clip=config.smoothing_clip)
+    return agent.critics.apply(target_params["critics"], observation, action)
 
 
 def policy_loss(agent: Agent, params: Params, batch: Transition) -> Array:
@@ -108,8 +153,9 @@ def make_optimizer(
         actor = optax.transforms.conditionally_mask(
             actor, lambda step: (step + 1) % delay == 0
         )
-    adams = {"actor": actor, "critics": optax.adam(config.critic_learning_rate)}
-    return optax.partition(adams, lambda params: {name: name for name in params})
+    return _off_policy.partition(
+        actor=actor, critics=optax.adam(config.critic_learning_rate)
+    )
 
 
 def follow(tau: float | Array, delay: int = 1) -> targets.TargetUpdate:
@@ -124,3 +170,11 @@ def follow(tau: float | Array, delay: int = 1) -> targets.TargetUpdate:
         )
 
     return update
+
+
+def check_twin_delayed(config: TwinDelayedConfig) -> None:
+    """Raises ValueError for fields that no run could use; traced floats pass."""
+    for name in ("smoothing_noise", "smoothing_clip"):
+        _off_policy.require(config, name, lambda x: x >= 0, "not be negative")
+    if config.policy_delay < 1:
+        raise ValueError(f"policy_delay must be at least 1, got {config.policy_delay}")

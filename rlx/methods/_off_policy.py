@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,18 @@ class Agent(NamedTuple):
     from_env: Callable[[Array], Array]
 
 
+class HasCritics(Protocol):
+    """Any agent with critics, whatever its policy."""
+
+    @property
+    def critics(self) -> Network:
+        """`apply(params, observation, action in [-1, 1]) -> [number, ...]`."""
+
+    @property
+    def from_env(self) -> Callable[[Array], Array]:
+        """From the environment's units to [-1, 1]."""
+
+
 class Drawn(NamedTuple):
     """Actions of the current policy on a batch, drawn once, with what they are worth.
 
@@ -144,6 +156,15 @@ def action_units(
     )
 
 
+def init(key: Key, **networks: Network) -> Params:
+    """Fresh parameters of every network, each from a key of its own."""
+    keys = jax.random.split(key, len(networks))
+    return {
+        name: network.init(own)
+        for (name, network), own in zip(networks.items(), keys, strict=True)
+    }
+
+
 def make_act(
     agent: Agent, greedy: bool = False
 ) -> Callable[..., tuple[Array, Carry, PyTree]]:
@@ -190,8 +211,8 @@ def next_soft_value(
 
 
 def critic_loss(
-    agent: Agent,
-    config: OffPolicyConfig,
+    agent: HasCritics,
+    config: ActorCriticConfig,
     params: Params,
     batch: Transition,
     next_value: Array,
@@ -216,8 +237,14 @@ def make_optimizer(
         "critics": config.critic_learning_rate,
         **extra,
     }
-    adams = {name: optax.adam(rate) for name, rate in rates.items()}
-    return optax.partition(adams, lambda params: {name: name for name in params})
+    return partition(**{name: optax.adam(rate) for name, rate in rates.items()})
+
+
+def partition(
+    **optimizers: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """One optimiser per entry of the parameters."""
+    return optax.partition(optimizers, lambda params: {name: name for name in params})
 
 
 def follow(

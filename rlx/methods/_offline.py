@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
 
 from rlx.methods import _off_policy
@@ -325,10 +324,3 @@ def implicit_q_loss(
     metrics = {**metrics, "value_loss": value_loss, "value": jnp.mean(value)}
     advantage = jax.lax.stop_gradient(worth - value)
     return value_loss + critic_loss, advantage, metrics
-
-
-def partition(
-    **optimizers: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-    """One optimiser per entry of the parameters."""
-    return optax.partition(optimizers, lambda params: {name: name for name in params})

@@ -94,11 +94,7 @@ def make(
     preparation = _offline.preparation(spec, config.normalize_observations, statistics)
 
     def init(key: Key) -> Params:
-        actor_key, critics_key = jax.random.split(key)
-        return {
-            "actor": agent.actor.init(actor_key),
-            "critics": agent.critics.init(critics_key),
-        }
+        return _off_policy.init(key, actor=agent.actor, critics=agent.critics)
 
     def act(params: Params, observation: PyTree, key: Key) -> Array:
         chosen = agent.distribution(params["actor"], observation)
@@ -157,7 +153,7 @@ def make(
         init=init,
         act=_offline.make_act(agent),
         loss_fn=loss_fn,
-        optimizer=_offline.partition(
+        optimizer=_off_policy.partition(
             actor=optax.chain(
                 optax.add_decayed_weights(config.actor_weight_decay),
                 optax.adam(config.actor_learning_rate),

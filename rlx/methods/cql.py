@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from rlx.methods import _off_policy, _offline
-from rlx.ops import offline, targets
+from rlx.ops import offline, soft, targets
 from rlx.ops.normalization import RunningStatistics
 from rlx.types import Array, EnvSpec, Key, Method, Metrics, Params, PyTree, Transition
 
@@ -116,11 +116,7 @@ def make(
     preparation = _offline.preparation(spec, config.normalize_observations, statistics)
 
     def init(key: Key) -> Params:
-        actor_key, critics_key = jax.random.split(key)
-        params = {
-            "actor": agent.actor.init(actor_key),
-            "critics": agent.critics.init(critics_key),
-        }
+        params = _off_policy.init(key, actor=agent.actor, critics=agent.critics)
         for name, start, learned in _multipliers(config):
             if learned:
                 params[name] = jnp.log(jnp.asarray(start, jnp.float32))
@@ -170,7 +166,7 @@ def make(
         init=init,
         act=_offline.make_act(agent),
         loss_fn=loss_fn,
-        optimizer=_offline.partition(
+        optimizer=_off_policy.partition(
             actor=optax.adam(config.actor_learning_rate),
             critics=optax.adam(config.critic_learning_rate),
             **{
@@ -203,7 +199,7 @@ def _policy_terms(
         wanted = config.target_entropy
         if wanted is None:
             wanted = -float(batch.action.shape[-1])
-        price = offline.multiplier_loss(
+        price = soft.multiplier_loss(
             drawn.log_prob + wanted, log_multiplier=params["log_temperature"]
         )
         total = total + jnp.mean(price)
@@ -219,13 +215,13 @@ def _penalty(
     weight: Array,
 ) -> tuple[Array, Metrics]:
     """The conservative penalty of both critics, and its multiplier's loss."""
-    soft = _soft_maximum(agent, config, params, batch, key)
+    maximum = _soft_maximum(agent, config, params, batch, key)
     action = agent.from_env(batch.action)
     both = agent.critics.apply(params["critics"], batch.observation, action)
-    gap = loss(soft, both)
+    gap = loss(maximum, both)
     total = weight * jnp.sum(jnp.mean(gap.reshape(gap.shape[0], -1), axis=1))
     if config.lagrange:
-        price = offline.multiplier_loss(
+        price = soft.multiplier_loss(
             gap - config.threshold, log_multiplier=params["log_weight"]
         )
         total = total + jnp.mean(price)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 
 import chex
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -101,12 +100,8 @@ def make(
     preparation = _offline.preparation(spec, config.normalize_observations, statistics)
 
     def init(key: Key) -> Params:
-        actor_key, critics_key, value_key = jax.random.split(key, 3)
-        return {
-            "actor": agent.actor.init(actor_key),
-            "critics": agent.critics.init(critics_key),
-            "value": agent.value.init(value_key),
-        }
+        networks = {"actor": agent.actor, "critics": agent.critics}
+        return _off_policy.init(key, **networks, value=agent.value)
 
     def loss_fn(
         params: Params,
@@ -145,7 +140,7 @@ def make(
         init=init,
         act=_offline.make_act(agent),
         loss_fn=loss_fn,
-        optimizer=_offline.partition(
+        optimizer=_off_policy.partition(
             actor=optax.adam(actor_rate),
             critics=optax.adam(config.critic_learning_rate),
             value=optax.adam(config.critic_learning_rate),

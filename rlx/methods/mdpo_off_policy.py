@@ -169,13 +169,10 @@ def make(spec: EnvSpec, config: Config = Config()) -> Method:  # noqa: B008 (fro
     agent = _off_policy.make_agent(spec, config)
 
     def init(key: Key) -> Params:
-        actor_key, critics_key, value_key = jax.random.split(key, 3)
-        params = {
-            "actor": agent.actor.init(actor_key),
-            "critics": agent.critics.init(critics_key),
-        }
-        if config.value_network:
-            params["value"] = agent.value.init(value_key)
+        networks = {"actor": agent.actor, "critics": agent.critics}
+        params = _off_policy.init(key, **networks, value=agent.value)
+        if not config.value_network:
+            del params["value"]
         return params
 
     def policy_loss(

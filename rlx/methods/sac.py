@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from rlx.methods import _off_policy
 from rlx.networks.actor_critic import num_outputs
-from rlx.ops import targets
+from rlx.ops import soft, targets
 from rlx.types import Array, EnvSpec, Key, Method, Metrics, Params, PyTree, Transition
 
 SOURCE = "replay"
@@ -86,10 +86,9 @@ def temperature_loss(
     Raises:
       AssertionError: `log_prob` does not hold floats, or log α is no scalar.
     """
-    chex.assert_type(log_prob, float)
-    chex.assert_rank(log_temperature, 0)
-    gap = jax.lax.stop_gradient(log_prob) + target_entropy
-    return -jnp.exp(log_temperature) * gap
+    return soft.multiplier_loss(
+        log_prob + target_entropy, log_multiplier=log_temperature
+    )
 
 
 def make(spec: EnvSpec, config: Config = Config()) -> Method:  # noqa: B008 (frozen)
@@ -111,11 +110,7 @@ def make(spec: EnvSpec, config: Config = Config()) -> Method:  # noqa: B008 (fro
         target_entropy = -float(num_outputs(spec.action))
 
     def init(key: Key) -> Params:
-        actor_key, critics_key = jax.random.split(key)
-        params = {
-            "actor": agent.actor.init(actor_key),
-            "critics": agent.critics.init(critics_key),
-        }
+        params = _off_policy.init(key, actor=agent.actor, critics=agent.critics)
         if config.automatic_temperature:
             start = jnp.asarray(config.temperature, jnp.float32)
             params["log_temperature"] = jnp.log(start)

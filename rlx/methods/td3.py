@@ -14,26 +14,19 @@ from __future__ import annotations
 import dataclasses
 
 import chex
-import jax
 import jax.numpy as jnp
 
-from rlx.methods import _deterministic, _off_policy
+from rlx.methods import _deterministic
 from rlx.ops import soft, values
 from rlx.types import Array, EnvSpec, Key, Method, Metrics, Params, PyTree, Transition
 
 SOURCE = "replay"
+smoothed_action = _deterministic.smoothed_action
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(_deterministic.DeterministicConfig):
-    """TD3's own fields; step sizes and layers as in the authors' later code."""
-
-    policy_delay: int = 2
-    """d: steps of the critics per step of the policy and the targets (section 6.1)."""
-    smoothing_noise: float = 0.2
-    """Deviation of the noise on target actions, in units of [-1, 1] (section 6.1)."""
-    smoothing_clip: float = 0.5
-    """c: that noise is clipped at this (section 6.1)."""
+class Config(_deterministic.TwinDelayedConfig):
+    """TD3's fields; step sizes and layers as in the authors' later code."""
 
 
 def loss(
@@ -73,27 +66,6 @@ def loss(
     return 0.5 * values.squared_error(action_value, target)
 
 
-def smoothed_action(action: Array, noise: Array, *, clip: float | Array) -> Array:
-    """Target policy smoothing (section 5.3): ã = clip(π̄(s') + clip(ε, −c, c), −1, 1).
-
-    Elementwise.
-
-    Args:
-      action: `[...]` π̄(s') in [-1, 1].
-      noise: `[...]` ε, before clipping.
-      clip: c >= 0, scalar.
-
-    Returns:
-      `[...]` actions in [-1, 1].
-
-    Raises:
-      AssertionError: the arrays' shapes differ, or one does not hold floats.
-    """
-    chex.assert_equal_shape([action, noise])
-    chex.assert_type([action, noise], float)
-    return jnp.clip(action + jnp.clip(noise, -clip, clip), -1.0, 1.0)
-
-
 def make(spec: EnvSpec, config: Config = Config()) -> Method:  # noqa: B008 (frozen)
     """TD3 for an environment with continuous, bounded actions.
 
@@ -105,16 +77,8 @@ def make(spec: EnvSpec, config: Config = Config()) -> Method:  # noqa: B008 (fro
       ValueError: a field of the config has an impossible value, or the actions are no
         vectors with finite bounds.
     """
-    _check(config)
+    _deterministic.check_twin_delayed(config)
     agent = _deterministic.make_agent(spec, config, num_critics=2)
-
-    def next_values(target_params: Params, observation: PyTree, key: Key) -> Array:
-        action = agent.actor.apply(target_params["actor"], observation)
-        noise = jax.random.normal(key, action.shape, action.dtype)
-        action = smoothed_action(
-            action, config.smoothing_noise * noise, clip=config.smoothing_clip
-        )
-        return agent.critics.apply(target_params["critics"], observation, action)
 
     def loss_fn(
         params: Params,
@@ -124,7 +88,9 @@ def make(spec: EnvSpec, config: Config = Config()) -> Method:  # noqa: B008 (fro
         key: Key,
     ) -> tuple[Array, Metrics]:
         del stats
-        ahead = next_values(target_params, batch.next_observation, key)
+        ahead = _deterministic.smoothed_values(
+            agent, config, target_params, batch.next_observation, key
+        )
         both = agent.critics.apply(
             params["critics"], batch.observation, agent.from_env(batch.action)
         )
@@ -151,10 +117,3 @@ def make(spec: EnvSpec, config: Config = Config()) -> Method:  # noqa: B008 (fro
         num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches,
     )
-
-
-def _check(config: Config) -> None:
-    for name in ("smoothing_noise", "smoothing_clip"):
-        _off_policy.require(config, name, lambda x: x >= 0, "not be negative")
-    if config.policy_delay < 1:
-        raise ValueError(f"policy_delay must be at least 1, got {config.policy_delay}")

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 
 from rlx.methods import _deterministic, _off_policy, _offline
-from rlx.ops import soft, values
 from rlx.ops.normalization import RunningStatistics
 from rlx.types import (
     Array,
@@ -39,17 +38,11 @@ SOURCE = _offline.SOURCE
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(_deterministic.DeterministicConfig):
-    """TD3+BC's own fields; step sizes, layers and the rest as in table 3."""
+class Config(_deterministic.TwinDelayedConfig):
+    """TD3+BC's own fields; step sizes, layers and TD3's fields as in table 3."""
 
     value_weight: float = 2.5
     """α: weight of Q against the distance from the data (section 5)."""
-    policy_delay: int = 2
-    """Steps of the critics per step of the policy and the targets (table 3)."""
-    smoothing_noise: float = 0.2
-    """Deviation of the noise on target actions, in units of [-1, 1] (table 3)."""
-    smoothing_clip: float = 0.5
-    """That noise is clipped at this (table 3)."""
     normalize_observations: bool = True
     """Standardises observations, clipped at 10 (section 5: by the dataset's moments);
     see `statistics` of `make`."""
@@ -114,7 +107,8 @@ def make(
       ValueError: a field of the config has an impossible value, or the actions are no
         vectors with finite bounds.
     """
-    _check(config)
+    _off_policy.require(config, "value_weight", lambda x: x >= 0, "not be negative")
+    _deterministic.check_twin_delayed(config)
     agent = _deterministic.make_agent(spec, config, num_critics=2)
     preparation = _offline.preparation(spec, config.normalize_observations, statistics)
     act_on_seen = _deterministic.make_act(agent, config.exploration_noise)
@@ -128,20 +122,11 @@ def make(
     def critic_loss(
         params: Params, target_params: Params, batch: Transition, key: Key
     ) -> tuple[Array, Metrics]:
-        successor = batch.next_observation
-        after = agent.actor.apply(target_params["actor"], successor)
-        bound = config.smoothing_clip
-        noise = config.smoothing_noise * jax.random.normal(key, after.shape)
-        after = jnp.clip(after + jnp.clip(noise, -bound, bound), -1.0, 1.0)
-        slow = agent.critics.apply(target_params["critics"], successor, after)
-        reward, next_value = config.reward_scale * batch.reward, jnp.min(slow, axis=0)
-        target = soft.bellman_target(reward, batch.discount, next_value, config.gamma)
-        action = agent.from_env(batch.action)
-        both = agent.critics.apply(params["critics"], batch.observation, action)
-        errors = values.squared_error(both, jnp.broadcast_to(target, both.shape))
-        # Both critics' means: both.shape[0] / 2 = 1 times the mean of all.
-        total = 0.5 * both.shape[0] * jnp.mean(errors)
-        return total, {"critic_loss": total, "action_value": jnp.mean(both)}
+        ahead = _deterministic.smoothed_values(
+            agent, config, target_params, batch.next_observation, key
+        )
+        next_value = jnp.min(ahead, axis=0)
+        return _off_policy.critic_loss(agent, config, params, batch, next_value)
 
     def policy_loss(params: Params, batch: Transition) -> tuple[Array, Metrics]:
         action = agent.actor.apply(params["actor"], batch.observation)
@@ -177,10 +162,3 @@ def make(
         num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches,
     )
-
-
-def _check(config: Config) -> None:
-    for name in ("value_weight", "smoothing_noise", "smoothing_clip"):
-        _off_policy.require(config, name, lambda x: x >= 0, "not be negative")
-    if config.policy_delay < 1:
-        raise ValueError(f"policy_delay must be at least 1, got {config.policy_delay}")

@@ -21,7 +21,6 @@ binds it, its gradient is that of −mean(A log π).
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -91,16 +90,15 @@ def make(
     """
     nets = _uni_o4.networks(spec, config)
     preparation = _offline.preparation(spec, config.normalize_observations, statistics)
-    parts = {
-        "members": nets.members,
-        "critics": nets.agent.critics,
-        "value": nets.agent.value,
-        "models": nets.models,
-    }
 
     def init(key: Key) -> Params:
-        keys = jax.random.split(key, len(parts))
-        return {name: parts[name].init(k) for name, k in zip(parts, keys, strict=True)}
+        return _off_policy.init(
+            key,
+            members=nets.members,
+            critics=nets.agent.critics,
+            value=nets.agent.value,
+            models=nets.models,
+        )
 
     def loss_fn(
         params: Params,
@@ -137,7 +135,7 @@ def make(
             nets, lambda stats, policies: _surest(policies), lambda stats: stats
         ),
         loss_fn=loss_fn,
-        optimizer=_offline.partition(
+        optimizer=_off_policy.partition(
             members=optax.adam(config.actor_learning_rate),
             critics=optax.adam(rate),
             value=optax.adam(rate),

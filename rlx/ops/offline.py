@@ -100,30 +100,6 @@ def log_integral_exp(
     return temperature * (jax.nn.logsumexp(logits, axis=-1) - count)
 
 
-def multiplier_loss(violation: Array, *, log_multiplier: Array) -> Array:
-    """The loss of a Lagrange multiplier that keeps a constraint g <= 0.
-
-        L = −α g: α = exp(log α) rises while g > 0 and falls while g < 0
-
-    SAC's temperature (g = log π + H̄) and CQL's weight (g = gap − τ) are such.
-
-    Elementwise.
-
-    Args:
-      violation: `[...]` g, a constant of the gradient.
-      log_multiplier: log α, a scalar: what is learned.
-
-    Returns:
-      `[...]` the loss to minimise.
-
-    Raises:
-      AssertionError: `violation` holds no floats, or log α is no scalar.
-    """
-    chex.assert_type(violation, float)
-    chex.assert_rank(log_multiplier, 0)
-    return -jnp.exp(log_multiplier) * jax.lax.stop_gradient(violation)
-
-
 def gaussian_overlap(first: DiagonalGaussian, second: DiagonalGaussian) -> Array:
     """The Bhattacharyya coefficient ∫ √(p q) of two Gaussians, in (0, 1].
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import chex
 import jax
+import jax.numpy as jnp
 
 from rlx.types import Array
 
@@ -56,3 +57,27 @@ def bellman_target(
     chex.assert_equal_shape([reward, discount, next_value])
     chex.assert_rank(gamma, 0)
     return jax.lax.stop_gradient(reward + gamma * discount * next_value)
+
+
+def multiplier_loss(violation: Array, *, log_multiplier: Array) -> Array:
+    """The loss of a Lagrange multiplier that keeps a constraint g <= 0.
+
+        L = −α g: α = exp(log α) rises while g > 0 and falls while g < 0
+
+    SAC's temperature (g = log π + H̄) and CQL's weight (g = gap − τ) are such.
+
+    Elementwise.
+
+    Args:
+      violation: `[...]` g, a constant of the gradient.
+      log_multiplier: log α, a scalar: what is learned.
+
+    Returns:
+      `[...]` the loss to minimise.
+
+    Raises:
+      AssertionError: `violation` holds no floats, or log α is no scalar.
+    """
+    chex.assert_type(violation, float)
+    chex.assert_rank(log_multiplier, 0)
+    return -jnp.exp(log_multiplier) * jax.lax.stop_gradient(violation)

@@ -68,3 +68,9 @@ def learned_actions(method: Method, signs: Sequence[float]) -> np.ndarray:
 
     keys = jax.random.split(jax.random.key(0), SEEDS)
     return np.asarray(jax.jit(lambda: jax.lax.map(one, keys))())
+
+
+def assert_best(actions: np.ndarray, tolerance: float = 0.1) -> None:
+    """The actions are the best of the probe."""
+    best = np.broadcast_to([-probe.BEST_ACTION, probe.BEST_ACTION], actions.shape)
+    np.testing.assert_allclose(actions, best, atol=tolerance)

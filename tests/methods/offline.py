@@ -86,11 +86,6 @@ def learned_actions(
     return np.asarray(jax.jit(lambda: jax.lax.map(one, keys))())
 
 
-def assert_best(actions: np.ndarray, tolerance: float = 0.1) -> None:
-    """The actions are the best of the probe."""
-    best = np.broadcast_to([-probe.BEST_ACTION, probe.BEST_ACTION], actions.shape)
-    np.testing.assert_allclose(actions, best, atol=tolerance)
-
-
+assert_best = off_policy.assert_best
 SPEC = off_policy.SPEC
 batch = off_policy.batch

@@ -329,8 +329,7 @@ def test_it_learns_which_action_suits_which_observation(fields):
     )
     method = mdpo_off_policy.make(env.spec, config)
     actions = off_policy.learned_actions(method, [-1.0, 1.0])
-    best = np.broadcast_to([-probe.BEST_ACTION, probe.BEST_ACTION], actions.shape)
-    np.testing.assert_allclose(actions, best, atol=0.1)
+    off_policy.assert_best(actions)
 
 
 PENDULUM_ARMS = {

@@ -8,7 +8,7 @@ import scipy.integrate
 import scipy.stats
 from jax.test_util import check_grads
 
-from rlx.ops import offline
+from rlx.ops import offline, soft
 from rlx.ops.distributions import DiagonalGaussian
 
 
@@ -180,13 +180,11 @@ def test_the_soft_clamp_bounds_without_losing_its_gradient():
 
 def test_the_multiplier_rises_while_the_constraint_is_violated():
     log_multiplier = jnp.array(0.5)
-    losses = offline.multiplier_loss(
-        jnp.array([2.0, -1.0]), log_multiplier=log_multiplier
-    )
+    losses = soft.multiplier_loss(jnp.array([2.0, -1.0]), log_multiplier=log_multiplier)
     np.testing.assert_allclose(losses, [-2 * np.exp(0.5), np.exp(0.5)], rtol=1e-6)
 
     def total(violation, log_multiplier):
-        return offline.multiplier_loss(violation, log_multiplier=log_multiplier)
+        return soft.multiplier_loss(violation, log_multiplier=log_multiplier)
 
     by_violation, by_multiplier = jax.grad(total, (0, 1))(
         jnp.array(2.0), log_multiplier
@@ -222,7 +220,7 @@ def test_gradients_against_finite_differences():
         lambda x: offline.advantage_weight(x, x, 1.0),
         lambda x: offline.normalized_advantage_weight(x, x),
         lambda x: offline.log_integral_exp(x, x[:, None]),
-        lambda x: offline.multiplier_loss(x, log_multiplier=x),
+        lambda x: soft.multiplier_loss(x, log_multiplier=x),
         lambda x: offline.gaussian_error(x, x, x[:, None]),
         lambda x: offline.gaussian_overlap(
             DiagonalGaussian(x, x), DiagonalGaussian(x[:, None], x)
