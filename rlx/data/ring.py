@@ -96,12 +96,36 @@ def sample(
     Returns:
       A `Transition` with leaves `[*shape, ...]`.
     """
-    num_rows, num_streams = ring.rows.reward.shape
+    num_streams = ring.rows.reward.shape[1]
     drawn = jax.random.randint(key, shape, 0, ring.size * num_streams)
-    age, stream = drawn // num_streams, drawn % num_streams
+    parts = drawn.reshape(shape[0] if len(shape) > 1 else 1, -1)
+
+    def read(index: Array) -> Transition:
+        return _spanning(ring, index // num_streams, index % num_streams, n_step, gamma)
+
+    def one(part: Array, found: Transition) -> Transition:
+        here = read(parts[part])
+        return jax.tree.map(lambda all_, new: all_.at[part].set(new), found, here)
+
+    # Part by part, in a number of rounds that XLA cannot know. It would otherwise fuse
+    # the last write into the reading and, to keep what was there before for it, copy
+    # the whole ring at every batch: three times the time of a SAC step.
+    nothing = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(jax.vmap(read), parts)
+    )
+    rounds = parts.shape[0] * jnp.minimum(ring.size, 1)
+    found = jax.lax.fori_loop(0, rounds, one, nothing)
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), found)
+
+
+def _spanning(
+    ring: Ring, age: Array, stream: Array, n_step: int, gamma: float | Array
+) -> Transition:
+    """The transitions that start at an age of a stream, as `sample` says."""
     first = at(ring, age, stream)
     if n_step == 1:
         return first
+    num_rows, shape = ring.rows.reward.shape[0], age.shape
     oldest = ring.cursor - ring.size
 
     def row(offset: int) -> Array:

@@ -68,6 +68,25 @@ def test_samples_are_uniform_over_what_is_written():
     assert chi_squared < 31.3  # 99.9 % quantile of chi-squared with 11 degrees
 
 
+@pytest.mark.parametrize("shape", [(4, 8), (1, 32), (32,)])
+def test_a_loop_of_writing_and_sampling_does_not_copy_the_ring(shape):
+    def body(index: jax.Array, carry: tuple) -> tuple:
+        buffer, total = carry
+        new = jax.tree.map(lambda x: x + index.astype(x.dtype), rows(0, 1))
+        buffer = ring.write(buffer, new)
+        drawn = ring.sample(buffer, jax.random.fold_in(jax.random.key(0), index), shape)
+        return buffer, total + jnp.sum(drawn.reward) + jnp.sum(drawn.action)
+
+    def go(buffer: ring.Ring, rounds: jax.Array) -> tuple:
+        return jax.lax.fori_loop(0, rounds, body, (buffer, jnp.zeros(())))
+
+    buffer = jax.eval_shape(lambda: ring.empty(rows(0, 1), 100_000))
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    memory = jax.jit(go, donate_argnums=0).lower(buffer, count).compile()
+    temporary = memory.memory_analysis().temp_size_in_bytes
+    assert temporary < 100_000  # one leaf of the ring has at least 200,000 bytes
+
+
 def n_step_rows() -> Transition:
     """One stream of rewards 1, 2, 4, ...: sums say which steps they hold."""
     count = 6
