@@ -98,7 +98,7 @@ def sample(
     """
     num_streams = ring.rows.reward.shape[1]
     drawn = jax.random.randint(key, shape, 0, ring.size * num_streams)
-    parts = drawn.reshape(shape[0] if len(shape) > 1 else 1, -1)
+    parts = _cut(drawn.ravel(), max(2, shape[0] if len(shape) > 1 else 1))
 
     def read(index: Array) -> Transition:
         return _spanning(ring, index // num_streams, index % num_streams, n_step, gamma)
@@ -107,7 +107,7 @@ def sample(
         here = read(parts[part])
         return jax.tree.map(lambda all_, new: all_.at[part].set(new), found, here)
 
-    # Part by part, in a number of rounds that XLA cannot know. It would otherwise fuse
+    # In several parts and a number of rounds that XLA cannot know: else it would fuse
     # the last write into the reading and, to keep what was there before for it, copy
     # the whole ring at every batch: three times the time of a SAC step.
     nothing = jax.tree.map(
@@ -115,7 +115,17 @@ def sample(
     )
     rounds = parts.shape[0] * jnp.minimum(ring.size, 1)
     found = jax.lax.fori_loop(0, rounds, one, nothing)
-    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), found)
+
+    def join(x: Array) -> Array:
+        return x.reshape(-1, *x.shape[2:])[: drawn.size].reshape(*shape, *x.shape[2:])
+
+    return jax.tree.map(join, found)
+
+
+def _cut(index: Array, count: int) -> Array:
+    """`[N]` as `[count, ...]`, some of it twice where `count` does not divide N."""
+    size = -(-index.size // count)
+    return jnp.resize(index, (count, size))
 
 
 def _spanning(
