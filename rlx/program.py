@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rlx import evaluate, learner, loop, sharding
+from rlx import evaluate, learner, loop, sharding, warm_start
 from rlx.data import replay
 from rlx.types import (
     Array,
@@ -36,6 +36,8 @@ class Run:
     evaluation_key: Key
     hyper: Mapping[str, Array]
     """Hyper-parameters of a sweep; empty where only seeds differ."""
+    start: Mapping[str, PyTree] = struct.field(default_factory=dict)
+    """Learned elsewhere, to begin with: `params`, `stats`, or neither."""
 
 
 @struct.dataclass
@@ -136,7 +138,8 @@ def _init_run(
     run: Run,
     arrays: PyTree,
 ) -> Progress:
-    state = loop.init(make_method(run.hyper), _over(source, arrays), run.train_key)
+    method = warm_start.begun(make_method(run.hyper), run.start)
+    state = loop.init(method, _over(source, arrays), run.train_key)
     _, metrics = jax.eval_shape(step, run, state, arrays)
     return Progress(
         state=state,

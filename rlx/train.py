@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from rlx import program, sharding
+from rlx import program, sharding, warm_start
 from rlx.fitting import DivergedError, Interrupted, Loop, Recipe, Settings
 from rlx.journal import Journal, Row
 from rlx.loop import gradient_steps, init, iterations_for, run, step
-from rlx.types import DataSource, Env, Method, TrainState
+from rlx.types import DataSource, Env, Method, PyTree, TrainState
 
 __all__ = [
     "DivergedError",
@@ -72,6 +72,7 @@ def fit(  # noqa: PLR0913 (the front door: everything is given by name)
     num_steps: int,
     seeds: int | Sequence[int] = 1,
     hyper: Mapping[str, Sequence[float]] | None = None,
+    start: Mapping[str, PyTree] | None = None,
     save_to: str | Path | None = None,
     resume: bool = False,
     on_row: Callable[[Row], None] | None = None,
@@ -90,6 +91,10 @@ def fit(  # noqa: PLR0913 (the front door: everything is given by name)
       num_steps: environment steps per run (batches, for a dataset).
       seeds: how many (0, 1, ...), or which.
       hyper: name to `[K]` values; trains every seed with each of the K settings.
+      start: what the runs begin with in place of the method's own: `params` (also of
+        the target), `stats`, or both, leaves `[N, ...]`, one for each run. For example
+        `{"params": result.state.learner.params}` of an earlier fit. Without effect on
+        what `resume` goes on with.
       save_to: run folder to make (config, metrics, checkpoints).
       resume: go on in the existing folder `save_to` from its last checkpoint, as if
         there had been no break; a missing or empty folder is begun.
@@ -102,7 +107,8 @@ def fit(  # noqa: PLR0913 (the front door: everything is given by name)
       The final state, the rows and what each run was.
 
     Raises:
-      ValueError: `num_steps` is no whole number of batches; seeds not distinct.
+      ValueError: `num_steps` is no whole number of batches; seeds not distinct;
+        `start` is not what the method has.
       RunFolderError: `save_to` is occupied, or holds other runs than those to resume.
       CheckpointError: nothing can be saved (disk full), or the checkpoint to resume
         from is damaged.
@@ -121,6 +127,10 @@ def fit(  # noqa: PLR0913 (the front door: everything is given by name)
         make_method = method
     numbers = range(seeds) if isinstance(seeds, int | np.integer) else seeds
     runs, labels = program.make_runs(numbers, hyper)
+    if start:
+        first = make_method({name: x[0] for name, x in runs.hyper.items()})
+        begin = warm_start.checked(start, first, source.num_envs, len(labels))
+        runs = runs.replace(start=begin)
     config = {
         "num_envs": source.num_envs,
         **_experiment(settings, num_steps, labels),

@@ -86,7 +86,7 @@ def _fit(wanted: Experiment, path: Path, arguments: Any) -> int:
         },
     )
 
-    def fit(**show: Callable[[Mapping[str, Any]], None]) -> train.Result:
+    def fit(**show: Any) -> train.Result:
         return train.fit(
             parts.make_method if wanted.hyper else parts.make_method({}),
             parts.source,
