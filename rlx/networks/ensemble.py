@@ -65,6 +65,17 @@ def actor_critic_params(policy: Params, value: Params) -> Params:
     return {**parts("policy", policy), **parts("value", value)}
 
 
+def last_layer_scaled(params: Params, factor: float | Array) -> Params:
+    """A perceptron whose output is `factor` times that of another: its parameters.
+
+    Args:
+      params: of `rlx.networks.critics.state_value`; any leading axes.
+      factor: a scalar.
+    """
+    last = f"layer_{len(params) - 1}"
+    return {**params, last: jax.tree.map(lambda x: factor * x, params[last])}
+
+
 def gaussian_dynamics(
     spec: EnvSpec, hidden_sizes: Sequence[int], activation: str = "silu"
 ) -> Network:
