@@ -9,6 +9,8 @@ what was begun and passes over what is finished. With `--summary` it only rewrit
 `results/off_policy_summary.json` and the plots from the results there are.
 
 One settings record, `Settings()`, serves all tasks and arms: nothing is tuned per task.
+`--gradient-steps 8` learns twice as often from the same steps, and writes records of
+its own, `results/off_policy_<arm>_<task>_8_steps.json`.
 """
 
 from __future__ import annotations
@@ -171,15 +173,18 @@ def summarize() -> None:
 
     rows: list[dict[str, Any]] = []
     by_task: dict[str, dict[str, Curve]] = {}
-    for (task, arm), parts in _by_arm().items():
+    for (task, arm, gradient_steps), parts in _by_arm().items():
         steps = np.array(parts[0]["steps"])
         returns = np.concatenate([np.array(part["returns"]) for part in parts], axis=1)
-        by_task.setdefault(task, {})[arm] = Curve(steps, returns)
+        usual = gradient_steps == Settings().gradient_steps
+        label = arm if usual else f"{arm}, {gradient_steps} gradient steps"
+        by_task.setdefault(task, {})[label] = Curve(steps, returns)
         spent = sum(part["wall_seconds_of_training"] for part in parts)
         rows.append(
             {
                 "task": task,
                 "arm": arm,
+                "gradient_steps": gradient_steps,
                 "seeds": returns.shape[1],
                 "num_steps": int(steps[-1]),
                 "target": TARGETS.get(task) if arm == "sac" else None,
@@ -193,21 +198,23 @@ def summarize() -> None:
         plot.curve(curves, RESULTS / f"off_policy_{task}.png")
     for row in rows:
         print(
-            f"{row['task']:26} {row['arm']:24} {row['seeds']} seeds  IQM "
+            f"{row['task']:26} {row['arm']:24} {row['gradient_steps']} gradient steps "
+            f"{row['seeds']} seeds  IQM "
             f"{row['iqm']:7.0f} [{row['low']:.0f}, {row['high']:.0f}]"
         )
 
 
-def _by_arm() -> dict[tuple[str, str], list[dict[str, Any]]]:
+def _by_arm() -> dict[tuple[str, str, int], list[dict[str, Any]]]:
     """The records there are; those that differ in their seeds alone lie together.
 
     Raises:
       ValueError: two records of an arm differ in more than their seeds.
     """
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for path in sorted(RESULTS.glob("off_policy_*_*.json")):
         content = json.loads(path.read_text())
-        parts = found.setdefault((content["env"], content["arm"]), [])
+        steps = content["settings"]["gradient_steps"]
+        parts = found.setdefault((content["env"], content["arm"], steps), [])
         same = ("steps", "settings", "config")
         if parts and any(parts[0][key] != content[key] for key in same):
             raise ValueError(
@@ -223,10 +230,13 @@ def run(arguments: argparse.Namespace) -> None:
     from rlx import sharding
 
     sharding.use_cpu_cores()
-    settings, first = Settings(), arguments.first_seed
+    settings = Settings(gradient_steps=arguments.gradient_steps)
+    first = arguments.first_seed
     for task in arguments.tasks:
         for arm in arguments.methods:
             name = f"{arm}_{task}" + (f"_from_seed_{first}" if first else "")
+            if settings != Settings():
+                name += f"_{settings.gradient_steps}_steps"
             path = RESULTS / f"off_policy_{name}.json"
             if arguments.resume and _is_done(path, arm, arguments.steps, settings):
                 print(f"{path.name}: there already", flush=True)
@@ -264,6 +274,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument(
+        "--gradient-steps", type=int, default=Settings.gradient_steps, help="per batch"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/experiments/off_policy"))
     parser.add_argument(
         "--resume", action="store_true", help="go on with what is there"

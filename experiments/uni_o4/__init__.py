@@ -1,0 +1,1 @@
+"""Uni-O4 against its baselines, offline and online."""

@@ -1,0 +1,257 @@
+"""Uni-O4 and its baselines on fixed datasets, then Uni-O4 and PPO online.
+
+    python -m experiments.uni_o4.data --tasks hopper --kinds medium
+    python -m experiments.uni_o4.offline --tasks hopper --kinds medium --seeds 4
+
+Trains every arm of `ARMS` on every set and writes `results/<task>_<kind>_<arm>.json`
+(returns and normalised scores of every seed at every evaluation, settings, time,
+machine) and a plot per set. All arms take as many gradient steps on the data; nothing
+is tuned per set. With `--summary` it only rewrites the table and the plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.mdpo._shared import Curve, describe, write
+from experiments.uni_o4.tasks import BUDGET, CONFIG, KINDS, TASKS, file_of
+
+RESULTS = Path(__file__).parent / "results"
+BASELINES: dict[str, dict[str, Any]] = {"bc": {}, "iql": {}, "td3_bc": {}, "cql": {}}
+"""Method -> its own fields, for all sets."""
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "uni_o4": {},
+    "one_member": {"num_members": 1},
+    "no_diversity": {"diversity": "none"},
+    "always_replace": {"gate": "always"},
+    "one_step": {"gate": "never"},
+}
+"""Arm -> fields of Uni-O4 that differ."""
+ONLINE = ("uni_o4", "ppo")
+ARMS = (*BASELINES, *ABLATIONS, "ppo")
+EVALUATIONS, EPISODES = 20, 10
+
+
+def settings_of(evaluations: int = EVALUATIONS) -> Any:
+    """Of every fit; the last evaluation counts, no checkpoint is chosen."""
+    from rlx import train
+
+    return train.Settings(evaluations=evaluations, episodes=EPISODES, keep=1)
+
+
+def curve_of(result: Any, data: Any) -> dict[str, Any]:
+    """A fit's curve, raw and normalised by the dataset's random and expert returns."""
+    from rlx.data.dataset import normalized_score
+
+    known = data.metadata
+    score = normalized_score(result.returns, known.random_return, known.expert_return)
+    return {
+        "steps": result.steps.tolist(),
+        "returns": np.round(result.returns, 2).tolist(),
+        "scores": np.round(score, 2).tolist(),
+        "final_score": describe(score[-1]),
+    }
+
+
+def baseline(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
+    """One of the offline methods."""
+    import envs
+    from rlx import train
+    from rlx.data import dataset
+
+    env = envs.make(task)
+    module = importlib.import_module(f"rlx.methods.{arm}")
+    rounds = CONFIG.num_minibatches
+    config = module.Config(
+        hidden_sizes=CONFIG.hidden_sizes, num_minibatches=rounds, **BASELINES[arm]
+    )
+    if hasattr(config, "anneal_steps"):
+        config = dataclasses.replace(config, anneal_steps=BUDGET.foundation_steps)
+    normalizes = getattr(config, "normalize_observations", False)
+    moments = dataset.observation_statistics(data) if normalizes else None
+    result = train.fit(
+        module.make(env.spec, config, moments),
+        dataset.sample(
+            data, env=env, batch_size=BUDGET.batch_size, num_minibatches=rounds
+        ),
+        num_steps=BUDGET.foundation_steps // rounds,
+        seeds=seeds,
+        save_to=out,
+        resume=True,
+        on_row=lambda row: show(arm, row),
+        settings=settings_of(),
+    )
+    return {"phases": {"offline": curve_of(result, data)}, "config": vars(config)}
+
+
+def phases(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
+    """Uni-O4 and its ablations; online too where the arm goes on."""
+    import envs
+    from rlx import offline_to_online
+
+    config = dataclasses.replace(CONFIG, **ABLATIONS[arm])
+    steps = BUDGET.online_steps if arm in ONLINE else 0
+    outcome = offline_to_online.fit(
+        data,
+        envs.make(task),
+        config=config,
+        budget=dataclasses.replace(BUDGET, online_steps=steps),
+        is_terminal=TASKS[task],
+        seeds=seeds,
+        save_to=out,
+        resume=True,
+        on_row=lambda phase, row: show(f"{arm} {phase}", row),
+        settings=settings_of(),
+    )
+    fits = {
+        "behaviour": outcome.foundation,
+        "offline": outcome.improvement,
+        "online": outcome.online,
+    }
+    accepted = [
+        row["train"]["accepted"] for row in outcome.improvement.rows if row["step"]
+    ]
+    return {
+        "phases": {k: curve_of(fit, data) for k, fit in fits.items() if fit},
+        "accepted": np.round(accepted, 3).tolist(),
+        "config": vars(config),
+    }
+
+
+def from_scratch(task: str, data: Any, seeds: range, out: Path) -> dict:
+    """PPO without the data: the same networks, and PPO's own step sizes."""
+    import envs
+    from rlx import train
+    from rlx.data.rollout import rollout
+    from rlx.methods import ppo
+
+    env = envs.make(task)
+    source = rollout(env, num_envs=BUDGET.num_envs, length=BUDGET.length)
+    config = ppo.Config(hidden_sizes=CONFIG.hidden_sizes)
+    steps = train.gradient_steps(config, source, BUDGET.online_steps)
+    config = dataclasses.replace(config, anneal_steps=steps)
+    result = train.fit(
+        ppo.make(env.spec, config),
+        source,
+        num_steps=BUDGET.online_steps,
+        seeds=seeds,
+        save_to=out,
+        resume=True,
+        on_row=lambda row: show("ppo", row),
+        settings=settings_of(),
+    )
+    return {"phases": {"online": curve_of(result, data)}, "config": vars(config)}
+
+
+def show(label: str, row: Any) -> None:
+    """A line per evaluation."""
+    returns = np.asarray(row["return"])
+    print(f"{label} {row['step']:>7}: return {returns.mean():7.0f}", flush=True)
+
+
+def train_one(arm: str, task: str, kind: str, seeds: range, out: Path) -> dict:
+    """One arm on one set, as a record."""
+    import shlex
+    import sys
+
+    from rlx import system
+    from rlx.data import dataset
+
+    data, started = dataset.load(file_of(task, kind)), time.time()
+    folder = out / f"{task}_{kind}_{arm}"
+    if arm in BASELINES:
+        found = baseline(arm, task, data, seeds, folder)
+    elif arm == "ppo":
+        found = from_scratch(task, data, seeds, folder)
+    else:
+        found = phases(arm, task, data, seeds, folder)
+    command = ["python", "-m", "experiments.uni_o4.offline", *sys.argv[1:]]
+    behaviour = data.episode_returns[data.complete]
+    return {
+        "task": task,
+        "kind": kind,
+        "arm": arm,
+        "seeds": list(seeds),
+        **found,
+        "wall_seconds": round(time.time() - started, 1),
+        "budget": dataclasses.asdict(BUDGET),
+        "dataset": {
+            "transitions": data.num_steps,
+            "mean_return": float(np.mean(behaviour)),
+            "random_return": data.metadata.random_return,
+            "expert_return": data.metadata.expert_return,
+        },
+        "command": shlex.join(command),
+        "environment": system.describe(),
+    }
+
+
+def summarize() -> None:
+    """A table of final scores, and a plot of the online phase per set."""
+    from rlx import plot
+
+    found = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*_*_*.json"))]
+    curves: dict[str, dict[str, Curve]] = {}
+    rows = []
+    for record in found:
+        where = f"{record['task']}_{record['kind']}"
+        for phase, curve in record["phases"].items():
+            rows.append(
+                {
+                    "set": where,
+                    "arm": record["arm"],
+                    "phase": phase,
+                    "seeds": len(record["seeds"]),
+                    **curve["final_score"],
+                }
+            )
+            if phase == "online":
+                curves.setdefault(where, {})[record["arm"]] = Curve(
+                    np.array(curve["steps"]), np.array(curve["returns"])
+                )
+    for row in rows:
+        print(
+            f"{row['set']:24} {row['arm']:16} {row['phase']:10} {row['seeds']} seeds  "
+            f"{row['iqm']:6.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+        )
+    write(RESULTS / "summary.json", {"rows": rows})
+    for where, by_arm in curves.items():
+        plot.curve(by_arm, RESULTS / f"{where}_online.png")
+
+
+def main() -> None:
+    """Runs what the command line asks for; records that are there are kept."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", default=["hopper"], choices=list(TASKS))
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--seeds", type=int, default=4, help="how many")
+    parser.add_argument("--out", type=Path, default=Path("runs/experiments/uni_o4"))
+    parser.add_argument("--summary", action="store_true", help="no training")
+    arguments = parser.parse_args()
+    if not arguments.summary:
+        from rlx import sharding
+
+        sharding.use_cpu_cores()
+        for task in arguments.tasks:
+            for kind in arguments.kinds:
+                for arm in arguments.arms:
+                    path = RESULTS / f"{task}_{kind}_{arm}.json"
+                    if path.exists():
+                        print(f"{path.name}: there already", flush=True)
+                        continue
+                    seeds = range(arguments.seeds)
+                    write(path, train_one(arm, task, kind, seeds, arguments.out))
+    summarize()
+
+
+if __name__ == "__main__":
+    main()
