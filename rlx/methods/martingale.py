@@ -29,6 +29,8 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from rlx.methods import _martingale
+from rlx.methods._martingale import PathBatch, per_path, time_first
 from rlx.networks.features import quadratic_family
 from rlx.ops import linear
 from rlx.ops import martingale as ops
@@ -65,6 +67,8 @@ class Config:
     """λ of the test function's trace, per unit of time; 0 as in the sequels."""
     instrument_power: float = 0.0
     """p of ξ = D^p ∇J, D = e^{-βt}: 0 the paper's, -1 discrete TD's, 1 that of ml."""
+    carry_traces: bool = False
+    """ctd on-line: paths, their time and traces go on from batch to batch."""
     average_reward: bool = False
     """Ergodic problems: learn V too and set discount_rate to 0 (2022b, section 5)."""
     learning_rate: float = 1e-2
@@ -122,102 +126,100 @@ class _Problem(NamedTuple):
     step_size: float
 
 
-class _View(NamedTuple):
-    """One batch, time first."""
-
-    observation: Array
-    next_observation: Array
-    steps: ops.Steps
-
-
 def _prepare(problem: _Problem, learner: LearnerState, batch: Transition):
-    """Transitions `[T, B]` to leaves `[B, T, ...]`: minibatches are whole paths."""
-    reward = batch.reward
-    extras = batch.extras if isinstance(batch.extras, dict) else {}
-    duration = extras.get("duration", jnp.full_like(reward, problem.step_size))
-    cut = ((batch.discount == 0) | batch.truncated).at[-1].set(True)
-    steps = ops.Steps(reward, batch.discount.astype(reward.dtype), duration, cut)
-    view = _View(batch.observation, batch.next_observation, steps)
-    return learner.stats, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), view)
+    goes_on = problem.config.carry_traces
+    paths = _martingale.path_batch(batch, problem.step_size, goes_on)
+    if not goes_on:
+        return learner.stats, paths
+    before = learner.stats
+    paths = paths._replace(elapsed=before.elapsed, trace=before.trace)
+    view = time_first(paths)
+    steps = view.steps
+    _, elapsed = ops.elapsed_time(steps.duration, steps.cut, before.elapsed)
+    trace = _traces(problem, learner.params, view)[-1]
+    trace = jnp.where(steps.cut[-1][:, None], 0.0, trace)
+    after = _martingale.Carried(elapsed, trace)
+    return jax.tree.map(lambda x, y: y.astype(x.dtype), before, after), paths
 
 
-def _time_first(batch: _View) -> _View:
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch)
-
-
-def _start_value(problem: _Problem, params: Params, batch: _View) -> Array:
+def _start_value(problem: _Problem, params: Params, batch: PathBatch) -> Array:
     """Mean of J where the paths `[B, T]` begin: what was learned, in one number."""
     return jnp.mean(problem.value.apply(params["value"], batch.observation[:, 0]))
 
 
-def _increments(problem: _Problem, params: Params, view: _View) -> Array:
-    apply = problem.value.apply
+def _increments(problem: _Problem, params: Params, view: PathBatch) -> Array:
+    values = functools.partial(problem.value.apply, params["value"])
     return ops.increments(
-        apply(params["value"], view.observation),
-        apply(params["value"], view.next_observation),
+        values(view.observation),
+        values(view.next_observation),
         view.steps,
         problem.config.discount_rate,
         params.get("average_reward", 0.0),
+        view.elapsed,
     )
 
 
-def _instruments(problem: _Problem, params: Params, view: _View) -> Array:
+def _start_discount(problem: _Problem, view: PathBatch) -> Array:
+    return ops.start_discount(view.steps, problem.config.discount_rate, view.elapsed)
+
+
+def _traces(problem: _Problem, params: Params, view: PathBatch) -> Array:
+    """The trace of D^p ∇J `[T, B, P]`."""
+    config = problem.config
+    weight = _start_discount(problem, view) ** config.instrument_power
+    return _martingale.traces(
+        problem.value, params["value"], view, weight, config.lambda_
+    )
+
+
+def _instruments(problem: _Problem, params: Params, view: PathBatch) -> Array:
     """Test functions `[T, B, K]`: the caller's, or the trace of D^p ∇J; 1 for V."""
     if problem.instruments is not None:
         return problem.instruments(view.observation)
-    config = problem.config
-    flat, unravel = ravel_pytree(params["value"])
-
-    def gradient(observation: Array) -> Array:
-        return jax.grad(lambda x: problem.value.apply(unravel(x), observation))(flat)
-
-    gradients = jax.vmap(jax.vmap(gradient))(view.observation)
-    weight = ops.start_discount(view.steps, config.discount_rate)
-    gradients = (weight**config.instrument_power)[..., None] * gradients
-    traces = ops.trace(gradients, view.steps.duration, view.steps.cut, config.lambda_)
+    found = _traces(problem, params, view)
     if "average_reward" in params:
         # The order of `ravel_pytree`: dictionaries sort their keys, V comes first.
-        traces = jnp.concatenate([jnp.ones_like(traces[..., :1]), traces], -1)
-    return traces
+        found = jnp.concatenate([jnp.ones_like(found[..., :1]), found], -1)
+    return found
 
 
-def _per_path(elementwise: Array) -> Array:
-    """Sum over time, mean over paths."""
-    return jnp.mean(jnp.sum(elementwise, 0))
-
-
-def _gradient_loss(problem: _Problem, params: Params, view: _View) -> Array:
+def _gradient_loss(problem: _Problem, params: Params, view: PathBatch) -> Array:
     config, steps = problem.config, view.steps
     increment = _increments(problem, params, view)
     if config.algorithm == "mean_square_td":
-        return _per_path(ops.mean_square_td_loss(increment, steps.duration))
+        return per_path(ops.mean_square_td_loss(increment, steps.duration))
     constant = jax.lax.stop_gradient
     value = problem.value.apply(params["value"], view.observation)
-    weight = ops.start_discount(steps, config.discount_rate)
+    weight = _start_discount(problem, view)
     increment = constant(increment)
     if config.algorithm == "ml":
         # M_T carries no parameter at a horizon; where a path is cut it is held fixed.
         end = ops.reverse_sum(increment, steps.cut) + constant(weight * value)
-        return _per_path(ops.martingale_loss(end - weight * value, steps.duration))
+        return per_path(ops.martingale_loss(end - weight * value, steps.duration))
     coefficient = ops.reverse_trace(
         increment, steps.duration, steps.cut, config.lambda_
     )
-    weight = weight**config.instrument_power
-    total = _per_path(ops.orthogonality_loss(value, weight * coefficient))
+    coefficient = weight**config.instrument_power * coefficient
+    total = per_path(ops.orthogonality_loss(value, coefficient))
+    if config.carry_traces:
+        flat = ravel_pytree(params["value"])[0]
+        carried = ops.carried_coefficient(
+            increment, steps.duration, steps.cut, config.lambda_
+        )
+        total = total - jnp.mean((constant(view.trace) @ flat) * carried)
     if "average_reward" in params:
-        total = total - _per_path(increment) * params["average_reward"]
+        total = total - per_path(increment) * params["average_reward"]
     return total
 
 
-def _two_timescale_loss(problem: _Problem, params: Params, view: _View) -> Array:
+def _two_timescale_loss(problem: _Problem, params: Params, view: PathBatch) -> Array:
     """Surrogate whose gradients are the two updates; each sees the other's constant.
 
     With C = E Σ ξξᵀ Δt and m(θ) = E Σ ξ dM: cgtd moves u to m, cgtd2 and ctdc to C⁻¹ m;
     cgtd and cgtd2 descend E Σ (ξ·u) dM in θ, ctdc the form of TDC,
     -m·θ + E Σ (ξ·u) D_{i+1} J_{i+1} Δt, which is Δt times as long a step.
     """
-    constant = jax.lax.stop_gradient
-    auxiliary = params["auxiliary"]
+    constant, auxiliary = jax.lax.stop_gradient, params["auxiliary"]
     main = {"value": params["value"]}
     increment = _increments(problem, main, view)
     instrument = constant(_instruments(problem, main, view))
@@ -227,17 +229,17 @@ def _two_timescale_loss(problem: _Problem, params: Params, view: _View) -> Array
     if problem.config.algorithm == "cgtd":
         fast = 0.5 * jnp.sum((auxiliary - moment) ** 2)
     else:
-        fast = _per_path(0.5 * projection**2 * duration) - auxiliary @ moment
+        fast = per_path(0.5 * projection**2 * duration) - auxiliary @ moment
     if problem.config.algorithm != "ctdc":
-        return fast + _per_path(constant(projection) * increment)
-    weight = ops.start_discount(view.steps, problem.config.discount_rate)
+        return fast + per_path(constant(projection) * increment)
+    weight = _start_discount(problem, view)
     value = problem.value.apply(main["value"], view.observation)
     successor = increment + weight * value  # its gradient is that of D_{i+1} J_{i+1}
-    correction = _per_path(constant(projection) * successor * duration)
+    correction = per_path(constant(projection) * successor * duration)
     return fast + correction - ravel_pytree(main)[0] @ moment
 
 
-def _moments(problem: _Problem, params: Params, view: _View) -> linear.Moments:
+def _moments(problem: _Problem, params: Params, view: PathBatch) -> linear.Moments:
     """The moment equations of one batch, linearised around the parameters."""
     flat, unravel = ravel_pytree(params)
 
@@ -251,7 +253,7 @@ def _moments(problem: _Problem, params: Params, view: _View) -> linear.Moments:
     return linear.moments(instrument, slope, at_zero, view.steps.duration, flat)
 
 
-def _solve(problem: _Problem, learner: LearnerState, batch: _View, key: Key):
+def _solve(problem: _Problem, learner: LearnerState, batch: PathBatch, key: Key):
     """Adds the batch to the running moments and solves for the parameters.
 
     One step is exact for a linear family. Any other is linearised anew around the
@@ -259,7 +261,7 @@ def _solve(problem: _Problem, learner: LearnerState, batch: _View, key: Key):
     """
     del key
     config = problem.config
-    new = _moments(problem, learner.params, _time_first(batch))
+    new = _moments(problem, learner.params, time_first(batch))
     share = 1.0 / (learner.step + 1.0) if config.accumulate else 1.0
     running = jax.tree.map(
         lambda x, y: (x + share * (y - x)).astype(x.dtype), learner.stats, new
@@ -288,6 +290,12 @@ def _check(config: Config, instruments: Any) -> None:
         )
     if config.average_reward and config.algorithm not in ("ctd", "clstd"):
         raise ValueError("average_reward is known to ctd and clstd only")
+    passes = (config.num_epochs, config.num_minibatches)
+    if config.carry_traces and (config.algorithm != "ctd" or passes != (1, 1)):
+        raise ValueError(
+            "carry_traces needs ctd with num_epochs=1 and num_minibatches=1: a trace "
+            "belongs to one pass over its path"
+        )
 
 
 def make(
@@ -301,7 +309,10 @@ def make(
 
     Δt is `extras["duration"]` where the data has it, else one over the spec's control
     frequency, else 1. Time and traces start anew with every path and every batch: whole
-    paths make CTD(λ) exact, batches of one step are on-line CTD(0).
+    paths make CTD(λ) exact, batches of one step are on-line CTD(0). With `carry_traces`
+    they start anew with every path only, and batches of one step of streams that go on
+    (`rollout`, length 1) are on-line CTD(λ): the trace keeps the gradients at the
+    parameters of their own time.
 
     Args:
       spec: shapes of the observation and the action.
@@ -333,12 +344,16 @@ def make(
         return params
 
     def init_stats(num_envs: int) -> PyTree:
-        del num_envs
+        if config.carry_traces:
+            size = _sizes(problem, spec)[0] - config.average_reward
+            return _martingale.Carried(
+                jnp.zeros((num_envs,)), jnp.zeros((num_envs, size))
+            )
         return linear.no_moments(*_sizes(problem, spec)) if solved else ()
 
     return Method(
         init=init,
-        act=_actor(spec, policy),
+        act=_martingale.spectator(spec, policy),
         loss_fn=_loss_fn(problem),
         optimizer=_optimizer(config),
         prepare=lambda learner, batch: _prepare(problem, learner, batch),
@@ -349,30 +364,15 @@ def make(
     )
 
 
-def _actor(spec: EnvSpec, policy: Callable | None) -> Callable:
-    rank = len(spec.observation.shape)
-
-    def act(params, stats, observation, carry, key):
-        del params, stats
-        if policy is not None:
-            action, extras = policy(observation, key)
-            return action, carry, extras
-        leading = observation.shape[: observation.ndim - rank]
-        action = jnp.zeros(leading + spec.action.shape, spec.action.dtype)
-        return action, carry, {}
-
-    return act
-
-
 def _loss_fn(problem: _Problem) -> LossFn:
     two = problem.config.algorithm in TWO_TIMESCALE
     objective = _two_timescale_loss if two else _gradient_loss
 
     def loss_fn(
-        params: Params, target_params: Params, stats: PyTree, batch: _View, key: Key
+        params: Params, target_params: Params, stats: PyTree, batch: PathBatch, key: Key
     ) -> tuple[Array, Metrics]:
         del target_params, stats, key
-        view = _time_first(batch)
+        view = time_first(batch)
         metrics = {
             "mean_increment": jnp.mean(_increments(problem, params, view)),
             "start_value": _start_value(problem, params, batch),

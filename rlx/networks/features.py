@@ -1,4 +1,4 @@
-"""Value families that are linear in their parameters."""
+"""Families that are linear in their parameters: values, and Gaussian policies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from rlx.types import Array, Network
+from rlx.types import Array, Key, Network, Params
 
 
 def linear_family(
@@ -39,3 +39,29 @@ def quadratic_family(size: int) -> Network:
         return jnp.concatenate([ones, observation, squares], -1)
 
     return linear_family(features, 1 + size + len(rows))
+
+
+def linear_gaussian(
+    size: int, num_actions: int, initial_variance: float = 1.0
+) -> Network:
+    """N(Wᵀo + b, e^φ): `apply(params, observation [..., size]) -> (mean, log_scale)`.
+
+    Both `[..., num_actions]`. The mean starts at 0; φ, the logarithm of the variance,
+    is one number per action.
+    """
+
+    def init(key: Key) -> Params:
+        del key
+        return {
+            "weights": jnp.zeros((size, num_actions)),
+            "offset": jnp.zeros((num_actions,)),
+            "log_variance": jnp.full((num_actions,), jnp.log(initial_variance)),
+        }
+
+    def apply(params: Params, observation: Array) -> tuple[Array, Array]:
+        mean = observation @ params["weights"]
+        offset = jnp.broadcast_to(params["offset"], mean.shape)
+        log_scale = jnp.broadcast_to(params["log_variance"] / 2, mean.shape)
+        return mean + offset, log_scale
+
+    return Network(init, apply)

@@ -35,22 +35,40 @@ class Steps(NamedTuple):
     """bool, last step of its path."""
 
 
-def start_discount(steps: Steps, discount_rate: float | Array) -> Array:
-    """D_i = e^{-β t_i} `[T, ...]`, with t counted from the first step of each path.
+def elapsed_time(
+    duration: Array, cut: Array, start: float | Array = 0.0
+) -> tuple[Array, Array]:
+    """Time since each path began: before every step `[T, ...]`, and at the end `[...]`.
 
     Args:
-      steps: the paths.
-      discount_rate: β >= 0, per unit of time.
+      duration: Δt `[T, ...]`.
+      cut: `[T, ...]`; time starts anew behind it.
+      start: `[...]` time that had passed before the first step.
     """
-    chex.assert_equal_shape([steps.duration, steps.cut])
+    chex.assert_equal_shape([duration, cut])
 
     def body(elapsed: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         duration, cut = inputs
         return jnp.where(cut, 0.0, elapsed + duration), elapsed
 
-    start = jnp.zeros_like(steps.duration[0])
-    elapsed = jax.lax.scan(body, start, (steps.duration, steps.cut))[1]
-    return jnp.exp(-discount_rate * elapsed)
+    first = jnp.broadcast_to(start, duration.shape[1:]).astype(duration.dtype)
+    end, before = jax.lax.scan(body, first, (duration, cut))
+    return before, end
+
+
+def start_discount(
+    steps: Steps, discount_rate: float | Array, elapsed: float | Array = 0.0
+) -> Array:
+    """D_i = e^{-β t_i} `[T, ...]`, with t counted from the beginning of each path.
+
+    Args:
+      steps: the paths.
+      discount_rate: β >= 0, per unit of time.
+      elapsed: `[...]` t of the first step, where paths began earlier.
+    """
+    chex.assert_equal_shape([steps.duration, steps.cut])
+    before, _ = elapsed_time(steps.duration, steps.cut, elapsed)
+    return jnp.exp(-discount_rate * before)
 
 
 def increments(
@@ -59,6 +77,7 @@ def increments(
     steps: Steps,
     discount_rate: float | Array = 0.0,
     average_reward: float | Array = 0.0,
+    elapsed: float | Array = 0.0,
 ) -> Array:
     """dM_i = D_i (e^{-βΔt} J_{i+1} - J_i + r_i Δt - V Δt): the discounted TD error.
 
@@ -70,6 +89,7 @@ def increments(
       steps: the paths.
       discount_rate: β.
       average_reward: V, for ergodic problems (β = 0); 0 otherwise.
+      elapsed: `[...]` time that had passed before the first step.
 
     Returns:
       `[T, ...]`.
@@ -77,7 +97,7 @@ def increments(
     chex.assert_equal_shape([value, next_value, *steps])
     gamma = jnp.exp(-discount_rate * steps.duration) * steps.discount
     error = gamma * next_value - value + steps.reward - average_reward * steps.duration
-    return start_discount(steps, discount_rate) * error
+    return start_discount(steps, discount_rate, elapsed) * error
 
 
 def reverse_sum(increment: Array, cut: Array) -> Array:
@@ -102,7 +122,11 @@ def trace_weight(duration: Array, lambda_: float | Array) -> Array:
 
 
 def trace(
-    gradient: Array, duration: Array, cut: Array, lambda_: float | Array
+    gradient: Array,
+    duration: Array,
+    cut: Array,
+    lambda_: float | Array,
+    start: float | Array = 0.0,
 ) -> Array:
     """The test process ξ_t = ∫₀ᵗ λ^{t-s} ∇J_s ds of CTD(λ), normalised.
 
@@ -114,6 +138,7 @@ def trace(
       duration: Δt `[T, ...]`.
       cut: `[T, ...]`.
       lambda_: λ in [0, 1], per unit of time; may be traced.
+      start: `[..., P]` the trace before the first step, where paths began earlier.
 
     Returns:
       `[T, ..., P]`.
@@ -128,8 +153,8 @@ def trace(
         now = decay[..., None] * before + weight[..., None] * gradient
         return jnp.where(cut[..., None], 0.0, now), now
 
-    start = jnp.zeros_like(gradient[0])
-    return jax.lax.scan(body, start, (gradient, decay, weight, cut))[1]
+    first = jnp.broadcast_to(start, gradient.shape[1:]).astype(gradient.dtype)
+    return jax.lax.scan(body, first, (gradient, decay, weight, cut))[1]
 
 
 def reverse_trace(
@@ -149,6 +174,32 @@ def reverse_trace(
     Returns:
       `[T, ...]`.
     """
+    summed, _ = _decayed_sum(increment, duration, cut, lambda_)
+    return trace_weight(duration, lambda_) * summed
+
+
+def carried_coefficient(
+    increment: Array, duration: Array, cut: Array, lambda_: float | Array
+) -> Array:
+    """Σ_i λ^{t_{i+1} - t_0} dM_i `[...]` to the first cut: a carried trace's share.
+
+    With a trace z₋₁ from an earlier batch, Σ_i z_i dM_i = Σ_i c_i ∇J_i + z₋₁ times
+    this, c from `reverse_trace`.
+
+    Args:
+      increment: dM `[T, ...]`.
+      duration: Δt `[T, ...]`.
+      cut: `[T, ...]`.
+      lambda_: λ in [0, 1]; may be traced.
+    """
+    summed, decay = _decayed_sum(increment, duration, cut, lambda_)
+    return decay[0] * summed[0]
+
+
+def _decayed_sum(
+    increment: Array, duration: Array, cut: Array, lambda_: float | Array
+) -> tuple[Array, Array]:
+    """C_i = dM_i + λ^{Δt_{i+1}} C_{i+1} within each path, and λ^{Δt_i}."""
     chex.assert_equal_shape([increment, duration, cut])
     decay = jnp.asarray(lambda_, duration.dtype) ** duration
 
@@ -159,8 +210,8 @@ def reverse_trace(
         return (now, decay), now
 
     zero = jnp.zeros_like(increment[0])
-    summed = jax.lax.scan(body, (zero, zero), (increment, decay, cut), reverse=True)[1]
-    return trace_weight(duration, lambda_) * summed
+    _, summed = jax.lax.scan(body, (zero, zero), (increment, decay, cut), reverse=True)
+    return summed, decay
 
 
 def martingale_loss(residual: Array, duration: Array) -> Array:
