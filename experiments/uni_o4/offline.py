@@ -15,6 +15,9 @@ import argparse
 import dataclasses
 import importlib
 import json
+import shlex
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "one_step": {"gate": "never"},
 }
 """Arm -> fields of Uni-O4 that differ."""
+SAME_FOUNDATION = ("always_replace", "one_step")
+"""Arms that differ from Uni-O4 only after its first phase, which they take over."""
 ONLINE = ("uni_o4", "ppo")
 ARMS = (*BASELINES, *ABLATIONS, "ppo")
 EVALUATIONS, EPISODES = 20, 10
@@ -98,6 +103,9 @@ def phases(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
     from rlx import offline_to_online
 
     config = dataclasses.replace(CONFIG, **ABLATIONS[arm])
+    shared = out.with_name(out.name.removesuffix(arm) + "uni_o4") / "foundation"
+    if arm in SAME_FOUNDATION and shared.exists() and not out.exists():
+        shutil.copytree(shared, out / "foundation")
     steps = BUDGET.online_steps if arm in ONLINE else 0
     outcome = offline_to_online.fit(
         data,
@@ -159,10 +167,6 @@ def show(label: str, row: Any) -> None:
 
 def train_one(arm: str, task: str, kind: str, seeds: range, out: Path) -> dict:
     """One arm on one set, as a record."""
-    import shlex
-    import sys
-
-    from rlx import system
     from rlx.data import dataset
 
     data, started = dataset.load(file_of(task, kind)), time.time()
@@ -173,7 +177,6 @@ def train_one(arm: str, task: str, kind: str, seeds: range, out: Path) -> dict:
         found = from_scratch(task, data, seeds, folder)
     else:
         found = phases(arm, task, data, seeds, folder)
-    command = ["python", "-m", "experiments.uni_o4.offline", *sys.argv[1:]]
     behaviour = data.episode_returns[data.complete]
     return {
         "task": task,
@@ -189,16 +192,24 @@ def train_one(arm: str, task: str, kind: str, seeds: range, out: Path) -> dict:
             "random_return": data.metadata.random_return,
             "expert_return": data.metadata.expert_return,
         },
-        "command": shlex.join(command),
-        "environment": system.describe(),
+        **origin(sys.argv[1:]),
     }
+
+
+def origin(words: list[str]) -> dict[str, Any]:
+    """The command and the machine."""
+    from rlx import system
+
+    command = shlex.join(["python", "-m", "experiments.uni_o4.offline", *words])
+    return {"command": command, "environment": system.describe()}
 
 
 def summarize() -> None:
     """A table of final scores, and a plot of the online phase per set."""
     from rlx import plot
 
-    found = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*_*_*.json"))]
+    paths = [p for p in sorted(RESULTS.glob("*.json")) if p.name != "summary.json"]
+    found = [json.loads(path.read_text()) for path in paths]
     curves: dict[str, dict[str, Curve]] = {}
     rows = []
     for record in found:
@@ -222,7 +233,7 @@ def summarize() -> None:
             f"{row['set']:24} {row['arm']:16} {row['phase']:10} {row['seeds']} seeds  "
             f"{row['iqm']:6.1f} [{row['low']:.1f}, {row['high']:.1f}]"
         )
-    write(RESULTS / "summary.json", {"rows": rows})
+    write(RESULTS / "summary.json", {"rows": rows, **origin(["--summary"])})
     for where, by_arm in curves.items():
         plot.curve(by_arm, RESULTS / f"{where}_online.png")
 
