@@ -342,8 +342,8 @@ EQUATIONS = (
     ("z_i = λ^{Δt} z_{i-1} + w_i ∇J_i", "rlx/ops/martingale.py", "now = decay"),
     ("CTD(λ): θ ← θ + α Σ z_i dM_i", "rlx/ops/martingale.py", "return -jax.lax.stop"),
     ("CLSTD: A = E Σ ξ_i s_iᵀ", "rlx/ops/linear.py", "matrix=jnp.einsum"),
-    ("CGTD2: u ← u + α Σ ξ(dM - ξ·u Δt)", "rlx/methods/martingale.py", "fast = _per"),
-    ("CGTD: θ ← θ - α Σ (ξ·u) ∇dM", "rlx/methods/martingale.py", "return fast + _per"),
+    ("CGTD2: u ← u + α Σ ξ(dM - ξ·u Δt)", "rlx/methods/martingale.py", "fast = per"),
+    ("CGTD: θ ← θ - α Σ (ξ·u) ∇dM", "rlx/methods/martingale.py", "return fast + per"),
     ("X_{i+1} = X_i + b Δt + σ ΔW", "envs/diffusion/paths.py", "return state + drift"),
     ("ΔW refined by a Brownian bridge", "envs/diffusion/core.py", "first = column"),
 )

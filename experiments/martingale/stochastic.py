@@ -131,6 +131,16 @@ def approximation_table(
     return rows
 
 
+def ergodic_family() -> Network:
+    """J = θ₀x²/2 + θ₁x."""
+
+    def features(observation: Array) -> Array:
+        x = observation[..., 0]
+        return jnp.stack([x**2 / 2, x], -1)
+
+    return linear_family(features, 2)
+
+
 def ergodic_online(
     steps: int, seeds: int, step_size: float = 0.01, learning_rate: float = 0.001
 ) -> dict[str, Any]:
@@ -148,16 +158,10 @@ def ergodic_online(
     def policy(observation: Array, key: Key | None):
         return diffusion.policy(0.0, observation, key)[0], {}
 
-    def features(observation: Array) -> Array:
-        x = observation[..., 0]
-        return jnp.stack([x**2 / 2, x], -1)
-
     config = martingale.Config(
         discount_rate=0.0, average_reward=True, learning_rate=learning_rate
     )
-    method = martingale.make(
-        env.spec, config, linear_family(features, 2), policy=policy
-    )
+    method = martingale.make(env.spec, config, ergodic_family(), policy=policy)
     source = rollout(env, num_envs=1, length=1)
 
     def one(key: Key):
