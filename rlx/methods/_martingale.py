@@ -20,7 +20,7 @@ class PathBatch(NamedTuple):
     next_observation: PyTree
     action: PyTree
     steps: ops.Steps
-    elapsed: Array
+    elapsed: PyTree
     """`[B]` time since the path began, before the batch's first step."""
     trace: PyTree = ()
     """`[B, P]` the trace that an earlier batch left; () where none is carried."""
