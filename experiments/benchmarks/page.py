@@ -117,6 +117,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "physics": lambda content: races(content["rows"]),
     "training": lambda content: races(content["rows"]),
     "off_policy": lambda content: races(content["rows"], content["unit"]),
+    "offline": lambda content: races(content["rows"], content["unit"]),
     "seeds": seeds,
     "parts": parts,
     "startup": startup,

@@ -33,3 +33,13 @@ def add_off_policy_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--updates", type=int, default=0, help="1: sampling and gradient steps alone"
     )
+
+
+TRANSITIONS, OBSERVATION, ACTION = 100_000, 11, 3
+"""The dataset of offline training: drawn at random, in the shapes of Hopper's."""
+
+
+def add_offline_options(parser: argparse.ArgumentParser) -> None:
+    """Adds batch and networks of offline training."""
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--width", type=int, default=256, help="of two hidden layers")
