@@ -55,7 +55,7 @@ def linear_gaussian(
         return {
             "weights": jnp.zeros((size, num_actions)),
             "offset": jnp.zeros((num_actions,)),
-            "log_variance": jnp.full((num_actions,), jnp.log(initial_variance)),
+            "log_variance": jnp.zeros((num_actions,)) + jnp.log(initial_variance),
         }
 
     def apply(params: Params, observation: Array) -> tuple[Array, Array]:
