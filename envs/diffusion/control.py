@@ -131,7 +131,7 @@ def mean_variance(
         action_dimension=1,
         drift=lambda t, x, u: sigma * rho * u,
         volatility=lambda t, x, u: sigma * u[:, None],
-        initial=lambda key: jnp.full((1,), market.start),
+        initial=lambda key: jnp.zeros((1,)) + market.start,  # full's type is weak
         terminal=lambda x: bonus - (x[0] - w) ** 2,
         horizon=market.horizon,
         temperature=market.temperature,

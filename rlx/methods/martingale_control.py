@@ -99,6 +99,10 @@ class Config:
     choice)."""
     initial_variance: float = 1.0
     """Of the default linear policy."""
+    minimum_log_scale: float = -5.0
+    """The policy's log scale never falls below this (as in the on-policy methods)."""
+    maximum_log_scale: float = 2.0
+    """The policy's log scale never rises above this (as in the on-policy methods)."""
     hidden_sizes: tuple[int, ...] = ()
     """(): all monomials to degree 2 as value, a linear Gaussian as policy, as in the
     papers' examples; else units of the hidden layers of both."""
@@ -135,13 +139,15 @@ def loss(
 
 
 class _Agent(NamedTuple):
+    config: Config
     value: Network
     actor: Network
 
     def policy(self, params: Params, observation: Array):
         """π(.|X) of the current parameters."""
         mean, log_scale = self.actor.apply(params["actor"], observation)
-        return distributions.DiagonalGaussian(mean, log_scale)
+        low, high = self.config.minimum_log_scale, self.config.maximum_log_scale
+        return distributions.DiagonalGaussian(mean, jnp.clip(log_scale, low, high))
 
 
 def make(
@@ -199,7 +205,7 @@ def make(
         params: Params, target_params: Params, stats: PyTree, batch: PathBatch, key: Key
     ) -> tuple[Array, Metrics]:
         del target_params, stats, key
-        return _conditions(agent, config, params, time_first(batch))
+        return _conditions(agent, params, time_first(batch))
 
     return Method(
         init=init,
@@ -213,10 +219,10 @@ def make(
 
 
 def _conditions(
-    agent: _Agent, config: Config, params: Params, view: PathBatch
+    agent: _Agent, params: Params, view: PathBatch
 ) -> tuple[Array, Metrics]:
     """The surrogate of all three conditions on paths `[T, B]`."""
-    constant = jax.lax.stop_gradient
+    config, constant = agent.config, jax.lax.stop_gradient
     policy = agent.policy(params, view.observation)
     log_prob = policy.log_prob(view.action)
     steps = view.steps
@@ -266,7 +272,7 @@ def _make_agent(
         value = quadratic_family(size) if linear else state_value(spec, sizes)
     if actor is None and linear:
         actor = linear_gaussian(size, spec.action.shape[0], config.initial_variance)
-    return _Agent(value, actor or gaussian_policy(spec, config.hidden_sizes))
+    return _Agent(config, value, actor or gaussian_policy(spec, config.hidden_sizes))
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:
