@@ -36,9 +36,10 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no_diversity": {"diversity": "none"},
     "always_replace": {"gate": "always"},
     "one_step": {"gate": "never"},
+    "visited": {"score": "visited"},
 }
 """Arm -> fields of Uni-O4 that differ."""
-SAME_FOUNDATION = ("always_replace", "one_step")
+SAME_FOUNDATION = ("always_replace", "one_step", "visited")
 """Arms that differ from Uni-O4 only after its first phase, which they take over."""
 ONLINE = ("uni_o4", "ppo")
 ARMS = (*BASELINES, *ABLATIONS, "ppo")

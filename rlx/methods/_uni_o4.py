@@ -21,6 +21,7 @@ from rlx.types import Array, Box, Carry, EnvSpec, Key, Network, Params, PyTree
 
 DIVERSITIES = ("none", "heuristic", "distribution", "overlap")
 GATES = ("paired", "running", "always", "never")
+SCORES = ("horizon", "visited")
 LARGEST_KL = 2.0
 """Cap of the unbounded term of "distribution", in nats (own choice)."""
 
@@ -83,6 +84,10 @@ class Config(_off_policy.OffPolicyConfig):
     """Rollouts of an evaluation, from states of the dataset (the authors' code)."""
     horizon: int = 1000
     """Steps of a rollout (the authors' code, for locomotion)."""
+    score: str = "horizon"
+    """What a sum of Q along a rollout is divided by: its "horizon" (section 4.2: steps
+    after the end count zero), or the steps "visited" before its end (the authors'
+    code), by which a policy gains that dies before the worse states come."""
 
 
 # -------------------------------------------------------------------------- losses
@@ -299,7 +304,8 @@ def mean_each(x: Array) -> Array:
 
 def _check(config: Config) -> None:
     _off_policy.check(config)
-    for name, known in (("diversity", DIVERSITIES), ("gate", GATES)):
+    choices = {"diversity": DIVERSITIES, "gate": GATES, "score": SCORES}
+    for name, known in choices.items():
         value = getattr(config, name)
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")

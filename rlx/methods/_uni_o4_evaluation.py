@@ -61,11 +61,19 @@ def evaluate(
       is_terminal: of observations as the environment gives them; None: none is.
 
     Returns:
-      Sums and counts `[n, K]`.
+      Sums and counts `[n, K]`; counts are the horizon where `config.score` says so.
     """
     nets = _uni_o4.networks(spec, config)
     begin = (_offline.normalize(base.observation, start), key)
-    return evaluate_seen(nets, config, base, members, begin, is_terminal)
+    found = evaluate_seen(nets, config, base, members, begin, is_terminal)
+    return counted(config, found)
+
+
+def counted(config: Config, found: Evaluation) -> Evaluation:
+    """With the counts that `config.score` wants: what sums of Q are divided by."""
+    if config.score == "visited":
+        return found
+    return found._replace(visited=jnp.full_like(found.visited, config.horizon))
 
 
 def evaluate_seen(
@@ -76,7 +84,7 @@ def evaluate_seen(
     begin: tuple[Array, Key],
     is_terminal: IsTerminal | None,
 ) -> Evaluation:
-    """AM-Q from standardised starts `[K, D]`."""
+    """AM-Q from standardised starts `[K, D]`; counts are the steps visited."""
 
     def ended(observation: Array) -> Array:
         assert is_terminal is not None

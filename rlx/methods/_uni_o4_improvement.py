@@ -19,6 +19,7 @@ from rlx.methods._uni_o4 import Config, loss, mean_each
 from rlx.methods._uni_o4_evaluation import (
     Foundation,
     IsTerminal,
+    counted,
     evaluate_seen,
     smallest_value,
 )
@@ -253,6 +254,8 @@ def _pass_gate(
         learner.target_params["members"],
     )
     found = evaluate_seen(nets, config, base, together, (flat, key), is_terminal)
+    alive = jnp.mean(found.visited[: config.num_members])
+    found = counted(config, found)
     candidate = jax.tree.map(lambda x: x[: config.num_members], found)
     incumbent = jax.tree.map(lambda x: x[config.num_members :], found)
     verdict = judge(config, candidate, incumbent, learner.stats.best)
@@ -273,7 +276,7 @@ def _pass_gate(
         "incumbent_score": _mean_of_finite(rest),
         "broken_scores": jnp.mean(jnp.isneginf(score).astype(jnp.float32)),
         "accepted": jnp.mean(verdict.accept.astype(jnp.float32)),
-        "steps_alive": jnp.mean(candidate.visited),
+        "steps_alive": alive,
     }
     return learner, metrics
 

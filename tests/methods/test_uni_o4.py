@@ -526,7 +526,8 @@ def test_the_foundation_keeps_the_models_with_the_smallest_error():
 
 def test_episodes_end_in_the_units_of_the_environment():
     """Models that predict no change: a rollout ends where it starts, or never."""
-    config, _, base, _, _ = begun()
+    _, _, base, _, _ = begun()
+    config = config_of(score="visited")
     still = jax.tree.map(jnp.zeros_like, base.models)
     bounds = {k: jnp.full_like(still[k], -60.0) for k in ("minimum", "maximum")}
     base = base.replace(models={**still, **bounds})
@@ -545,6 +546,19 @@ def test_episodes_end_in_the_units_of_the_environment():
     expected = np.where(np.asarray(start)[:, 0] > 0.3, 1, config.horizon)
     assert set(expected) == {1, config.horizon}
     np.testing.assert_array_equal(found.visited, np.stack([expected] * 2))
+    # Over the horizon, steps after the end count zero.
+    whole = uni_o4.evaluate(
+        SPEC,
+        config_of(score="horizon"),
+        base,
+        base.members,
+        start,
+        jax.random.key(0),
+        lambda x: x[:, 0] > 0.3,
+    )
+    np.testing.assert_allclose(whole.total, found.total, rtol=1e-6)
+    mean = np.asarray(found.total).sum(axis=1) / (6 * config.horizon)
+    np.testing.assert_allclose(whole.score, mean, rtol=1e-5)
     # Every visit is worth the same: Q of the start.
     each = np.asarray(found.total / found.visited)
     alone = uni_o4.evaluate(
@@ -720,6 +734,7 @@ def test_batches_must_hold_the_minibatches_of_a_round():
     [
         ({"diversity": "kl"}, "diversity must be one of"),
         ({"gate": "maybe"}, "gate must be one of"),
+        ({"score": "best"}, "score must be one of"),
         ({"num_members": 0}, "num_members must be at least 1"),
         ({"num_elites": 9}, "num_elites must be at most num_models=3"),
         ({"evaluation_starts": 1}, "evaluation_starts must be at least 2"),
