@@ -58,7 +58,7 @@ def best_policy(nu: Array) -> Array:
         closed = A - B @ gain
         return cost + gain.T @ R @ gain + GAMMA * closed.T @ matrix @ closed
 
-    matrix = jax.lax.fori_loop(0, 400, improve, cost)
+    matrix = jax.lax.fori_loop(0, 150, improve, cost)
     curvature = R + GAMMA * B.T @ matrix @ B
     gain = GAMMA * jnp.linalg.solve(curvature, B.T @ matrix @ A)[0]
     log_std = 0.5 * jnp.log(0.5 * TEMPERATURE / curvature[0])

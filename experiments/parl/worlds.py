@@ -19,7 +19,7 @@ from rlx.ops import preference
 from rlx.ops.preference import Teacher
 from rlx.types import Array
 
-ITERATIONS = 30
+ITERATIONS = 15
 """Of soft policy iteration, which converges quadratically."""
 
 

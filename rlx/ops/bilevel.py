@@ -234,7 +234,7 @@ def dense(damping: float | Array = 0.0) -> Solver:
         identity = jnp.eye(flat.size, dtype=flat.dtype)
         matrix = jax.vmap(column)(identity) + damping * identity
         # Rounding makes small eigenvalues of zeros; their inverses must not count.
-        cutoff = 10 * flat.size * jnp.finfo(flat.dtype).eps
+        cutoff = 10 * flat.size * float(jnp.finfo(flat.dtype).eps)
         return unravel(jnp.linalg.lstsq(matrix, flat, rcond=cutoff)[0])
 
     return solve

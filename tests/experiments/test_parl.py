@@ -174,13 +174,14 @@ def test_at_the_best_policy_the_curvature_is_the_fisher_matrix():
     vector = jnp.asarray(np.random.default_rng(1).normal(size=(4, 2)))
     fisher = bilevel.summed_product(term, logits, items)
     lower = functools.partial(worlds.lower, world)
-    exact = bilevel.hessian_product(lower, nu, logits)
-    np.testing.assert_allclose(fisher(vector), exact(vector), atol=1e-10)
+    exact = jax.jit(bilevel.hessian_product(lower, nu, logits))
+    np.testing.assert_allclose(jax.jit(fisher)(vector), exact(vector), atol=1e-10)
     # And so the natural gradient is the hypergradient.
     upper = functools.partial(worlds.likelihood, world, worlds.segments(world))
     solver = bilevel.conjugate_gradient(20)
-    found = bilevel.implicit(upper, lower, nu, logits, solver, fisher)
-    expected = bilevel.implicit(upper, lower, nu, logits, bilevel.dense())
+    implicit = jax.jit(bilevel.implicit, static_argnums=(0, 1, 4, 5))
+    found = implicit(upper, lower, nu, logits, solver, fisher)
+    expected = implicit(upper, lower, nu, logits, bilevel.dense())
     assert error(found.implicit, expected.implicit) < 1e-8
 
 
