@@ -37,11 +37,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "always_replace": {"gate": "always"},
     "one_step": {"gate": "never"},
     "visited": {"score": "visited"},
+    "fast_steps": {},
 }
 """Arm -> fields of Uni-O4 that differ."""
-SAME_FOUNDATION = ("always_replace", "one_step", "visited")
+SAME_FOUNDATION = ("always_replace", "one_step", "visited", "fast_steps")
 """Arms that differ from Uni-O4 only after its first phase, which they take over."""
-ONLINE = ("uni_o4", "ppo")
+ONLINE = {"uni_o4": {}, "fast_steps": {"learning_rate": 1e-4, "clip": 0.1}}
+"""Arms that go on online -> fields of PPO that differ."""
 ARMS = (*BASELINES, *ABLATIONS, "ppo")
 EVALUATIONS, EPISODES = 20, 10
 
@@ -112,6 +114,7 @@ def phases(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
         data,
         envs.make(task),
         config=config,
+        online=offline_to_online.online_config(config, **ONLINE.get(arm, {})),
         budget=dataclasses.replace(BUDGET, online_steps=steps),
         is_terminal=TASKS[task],
         seeds=seeds,
