@@ -17,8 +17,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-CAPACITY, WARMUP = 100_000, 1_000
-"""Transitions remembered, and random steps before learning, on every side."""
+CAPACITY, WARMUP = 100_000, 1_008
+"""Transitions remembered, and random steps before learning, on every side: multiples of
+16 environments."""
 
 
 def add_off_policy_options(parser: argparse.ArgumentParser) -> None:
