@@ -92,8 +92,8 @@ class Config:
     """Of the policy: slower than the critic (own choice)."""
     average_learning_rate: float = 0.025
     """Of V (own choice)."""
-    constant_steps: float = float("inf")
-    """Gradient steps after which all rates fall like 1/n; infinity: never."""
+    constant_steps: float = 1e9
+    """Gradient steps after which all rates fall like 1/n; by default beyond any run."""
     max_gradient: float = 1.0
     """Bound of every element of the gradient: test functions have heavy tails (own
     choice)."""
