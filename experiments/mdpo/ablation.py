@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,8 @@ import jax
 import numpy as np
 import optax
 
-from experiments.mdpo.on_policy import RESULTS, Curve, describe, write
+from experiments.mdpo._shared import RESULTS
+from experiments.records import Curve, describe, origin, write
 
 STEPS = {"probe/pendulum": 300_000, "hopper": 300_000}
 """Environment steps per seed."""
@@ -164,7 +163,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--steps", type=int, help="instead of 300,000")
     arguments = parser.parse_args()
-    from rlx import plot, sharding, system
+    from rlx import plot, sharding
 
     sharding.use_cpu_cores()
     for task in arguments.tasks:
@@ -178,9 +177,7 @@ def main() -> None:
             "arms": arms,
             "num_envs": NUM_ENVS,
             "length": LENGTH,
-            "command": "python -m experiments.mdpo.ablation "
-            + shlex.join(sys.argv[1:]),
-            "environment": system.describe(),
+            **origin("mdpo.ablation"),
         }
         write(path.with_suffix(".json"), content)
         curves = {

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from experiments.mdpo.on_policy import RESULTS, write
-from rlx import system
+from experiments.mdpo._shared import RESULTS
+from experiments.records import origin, write
 from rlx.record import RunFolder
 
 
@@ -36,11 +36,7 @@ def main() -> None:
         for row in rows[8:13:4]:
             kl = row["train"]["behaviour_kl"]
             print(f"{folder.name} {row['step']}: {min(kl):.4f} to {max(kl):.4f}")
-    command = "python -m experiments.mdpo.divergence"
-    write(
-        RESULTS / "divergence.json",
-        {"runs": table, "command": command, "environment": system.describe()},
-    )
+    write(RESULTS / "divergence.json", {"runs": table, **origin("mdpo.divergence")})
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.mdpo._shared import RESULTS, Curve, describe, fit, origin, write
+from experiments.mdpo._shared import RESULTS, fit
+from experiments.records import Curve, describe, origin, time_spent, write
 
 TASKS = ("hopper", "half_cheetah", "walker2d", "inverted_double_pendulum", "ant")
 TARGETS = {"half_cheetah": 4500.0, "hopper": 2000.0}
@@ -151,19 +152,7 @@ def train_one(
         **time_spent(result),
         "config": dataclasses.asdict(config),
         "settings": dataclasses.asdict(settings),
-        **origin("off_policy"),
-    }
-
-
-def time_spent(result: Any) -> dict[str, Any]:
-    """Wall-clock of all starts of a run together, from its rows."""
-    spans = np.diff(result.steps)
-    speeds = [row["time"]["steps_per_second"] for row in result.rows]
-    training = float(np.sum(spans * len(result.runs) / np.array(speeds[1:])))
-    evaluating = sum(row["time"]["evaluation_s"] for row in result.rows)
-    return {
-        "wall_seconds_of_training": round(training, 1),
-        "wall_seconds_of_evaluation": round(evaluating, 1),
+        **origin("mdpo.off_policy"),
     }
 
 
@@ -192,7 +181,7 @@ def summarize() -> None:
                 **describe(returns[-1]),
             }
         )
-    summary = {"rows": rows, **origin("off_policy", ["--summary"])}
+    summary = {"rows": rows, **origin("mdpo.off_policy", ["--summary"])}
     write(RESULTS / "off_policy_summary.json", summary)
     for task, curves in by_task.items():
         plot.curve(curves, RESULTS / f"off_policy_{task}.png")

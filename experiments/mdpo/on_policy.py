@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.mdpo._shared import RESULTS, Curve, describe, fit, origin, write
+from experiments.mdpo._shared import RESULTS, fit
+from experiments.records import Curve, describe, origin, write
 
 BUDGETS = {
     "hopper": 1_000_000,
@@ -99,7 +100,7 @@ def train_one(
         "num_envs": 40,
         "length": 50,
         "episodes_per_evaluation": settings.episodes,
-        **origin("on_policy"),
+        **origin("mdpo.on_policy"),
     }
     return env, method, result, content
 
@@ -130,7 +131,8 @@ def summarize() -> None:
             }
         )
     write(
-        RESULTS / "summary.json", {"rows": table, **origin("on_policy", ["--summary"])}
+        RESULTS / "summary.json",
+        {"rows": table, **origin("mdpo.on_policy", ["--summary"])},
     )
     for task, curves in by_task.items():
         plot.curve(curves, RESULTS / f"{task}.png")

@@ -15,8 +15,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.mdpo.on_policy import BUDGETS, RESULTS, train_one, write
-from rlx import learner, sharding, system
+from experiments.mdpo.on_policy import BUDGETS, RESULTS, train_one
+from experiments.records import origin, write
+from rlx import learner, sharding
 
 TASK = "half_cheetah"
 PITCH = 1
@@ -29,7 +30,7 @@ def main() -> None:
     rows = []
     for name in ("mdpo", "ppo"):
         env, method, result, _ = train_one(
-            TASK, name, 4, BUDGETS[TASK], Path("runs/experiments/mdpo")
+            TASK, name, range(4), BUDGETS[TASK], Path("runs/experiments/mdpo")
         )
 
         @jax.jit
@@ -61,11 +62,7 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    command = "python -m experiments.mdpo.posture"
-    write(
-        RESULTS / "posture.json",
-        {"rows": rows, "command": command, "environment": system.describe()},
-    )
+    write(RESULTS / "posture.json", {"rows": rows, **origin("mdpo.posture")})
 
 
 if __name__ == "__main__":

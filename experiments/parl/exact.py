@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,8 @@ import numpy as np
 
 from experiments.parl import learning, worlds
 from experiments.parl import linear_quadratic as lq
-from rlx import system
-from rlx.ops import bilevel, statistics
+from experiments.records import describe, origin
+from rlx.ops import bilevel
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = {"xla_backend_optimization_level": 0}
@@ -144,19 +142,6 @@ def learn(name: str, arm: str, seeds: int, sampled: bool) -> dict[str, Any]:
     }
 
 
-def describe(values: Any) -> dict[str, float]:
-    """IQM over seeds with its 95 % bootstrap interval, least and greatest."""
-    scores = np.asarray(values, np.float64)[:, None]
-    low, high = statistics.stratified_bootstrap_interval(jax.random.key(0), scores)[:2]
-    return {
-        "iqm": float(statistics.iqm(scores)),
-        "low": float(low),
-        "high": float(high),
-        "min": float(scores.min()),
-        "max": float(scores.max()),
-    }
-
-
 def bounds(name: str) -> dict[str, float]:
     """True return of the soft-best policy for the true reward, and of chance.
 
@@ -226,9 +211,7 @@ def main() -> None:
     if not arguments.plot:
         jax.config.update("jax_enable_x64", True)
         began = time.process_time()
-        command = shlex.join(["python", "-m", "experiments.parl.exact", *sys.argv[1:]])
-        record = {"command": command, "environment": system.describe()}
-        record |= measure(arguments.seeds)
+        record = {**origin("parl.exact"), **measure(arguments.seeds)}
         record["cpu_seconds"] = round(time.process_time() - began, 1)
         RESULTS.mkdir(exist_ok=True)
         path.write_text(json.dumps(record) + "\n")
