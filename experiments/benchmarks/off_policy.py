@@ -80,10 +80,7 @@ def main() -> None:
     peers.add_options(parser)
     parser.add_argument("--rows", nargs="+", help="only these")
     options = race.parse(parser, seconds=8.0)
-    python = peers.find(options).get("sb3")
-    if python is None:
-        sys.exit("nothing to compare with: --install-peers installs Stable-Baselines3")
-    results = race.run_rows(rows(python), options)
+    results = race.run_rows(rows(peers.require("sb3", options)), options)
     if not options.quick:
         content = {"seconds": options.seconds, "unit": "gradient steps"}
         race.save("off_policy", {**content, "rows": results}, sys.argv[1:])

@@ -27,9 +27,7 @@ def main() -> None:
     peers.add_options(parser)
     parser.add_argument("--rows", nargs="+", help="only these")
     options = race.parse(parser, seconds=8.0)
-    python = peers.find(options).get("sb3")
-    if python is None:
-        sys.exit("no torch: --install-peers installs it, with Stable-Baselines3")
+    python = peers.require("sb3", options)  # torch comes with Stable-Baselines3
     rows, cores = {}, sharding.available_cores()
     for name, size in SIZES.items():
         torch = Entry("torch_offline", size, python)

@@ -47,6 +47,17 @@ def find(options: argparse.Namespace) -> dict[str, str]:
     return found
 
 
+def require(name: str, options: argparse.Namespace) -> str:
+    """The Python of one peer; without it there is no race, and the program ends."""
+    python = find(options).get(name)
+    if python is None:
+        sys.exit(
+            f"nothing to compare with: --install-peers installs "
+            f"{', '.join(PEERS[name])}"
+        )
+    return python
+
+
 def _install(python: pathlib.Path, packages: tuple[str, ...]) -> None:
     print(f"installing {' '.join(packages)} into {python.parents[1]}", flush=True)
     venv.create(python.parents[1], with_pip=True)
