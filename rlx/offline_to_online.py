@@ -16,14 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlx import train
+from rlx import sharding, train
 from rlx.data import dataset as datasets
 from rlx.data.dataset import Dataset
 from rlx.data.rollout import rollout
 from rlx.methods import _on_policy, ppo, uni_o4
 from rlx.methods._uni_o4_evaluation import IsTerminal
-from rlx.methods._uni_o4_improvement import ImprovementStats
-from rlx.networks.ensemble import last_layer_scaled
+from rlx.networks.ensemble import last_layer_scaled, member
 from rlx.ops import normalization
 from rlx.types import Array, Env, EnvSpec, Params, PyTree
 
@@ -137,15 +136,12 @@ def fit(  # noqa: PLR0913 (the front door: everything is given by name)
     bases = _foundations(spec, config, first, held_out)
     second = run(
         "improvement",
-        uni_o4.improvement(spec, config, _one(bases, 0), is_terminal),
+        uni_o4.improvement(spec, config, member(bases, 0), is_terminal),
         _source(training, env, budget, config.gate_steps),
         num_steps=batches["improvement"],
-        start={
-            "params": {"members": bases.members},
-            "stats": _no_scores(bases, config.num_members),
-        },
+        start=_improvement_start(spec, config, bases),
     )
-    learner = _host(second.state.learner)
+    learner = sharding.gather(second.state.learner)
     index = np.argmax(learner.stats.score, axis=1)
     third = None
     if budget.online_steps:
@@ -276,18 +272,17 @@ def _foundations(
     def one(learner: PyTree) -> uni_o4.Foundation:
         return uni_o4.foundation(spec, config, learner, held_out)
 
-    return _host(jax.jit(jax.vmap(one))(_host(result.state.learner)))
+    # On the host: its arrays lie on the mesh of the fit.
+    return jax.jit(jax.vmap(one))(sharding.gather(result.state.learner))
 
 
-def _no_scores(bases: uni_o4.Foundation, num_members: int) -> ImprovementStats:
-    number = len(jax.tree.leaves(bases.members)[0])
-    nothing: Any = np.full((number, num_members), -np.inf, np.float32)
-    return ImprovementStats(bases, nothing, nothing)
+def _improvement_start(
+    spec: EnvSpec, config: uni_o4.Config, bases: uni_o4.Foundation
+) -> dict[str, PyTree]:
+    """What the method of each base would begin with, all seeds together."""
 
+    def one(base: uni_o4.Foundation) -> dict[str, PyTree]:
+        method = uni_o4.improvement(spec, config, base)
+        return {"params": method.init(jax.random.key(0)), "stats": method.init_stats(1)}
 
-def _one(tree: PyTree, index: int) -> PyTree:
-    return jax.tree.map(lambda x: x[index], tree)
-
-
-def _host(tree: PyTree) -> PyTree:
-    return jax.tree.map(np.asarray, tree)
+    return jax.jit(jax.vmap(one))(bases)

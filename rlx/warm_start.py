@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from rlx.types import Array, Method, PyTree
+from rlx import sharding
+from rlx.types import Method, PyTree
 
 
 def checked(
@@ -34,7 +33,8 @@ def checked(
         if name not in made:
             raise ValueError(f"start: expected params or stats, got {name!r}")
         _require_leaves(f"start[{name!r}]", tree, jax.eval_shape(made[name]), number)
-    return {name: jax.tree.map(_on_host, tree) for name, tree in start.items()}
+    # Off the mesh on which it was learned, which the next fit would refuse.
+    return {name: sharding.gather(tree) for name, tree in start.items()}
 
 
 def begun(method: Method, start: Mapping[str, PyTree]) -> Method:
@@ -58,10 +58,3 @@ def _require_leaves(name: str, given: PyTree, wanted: PyTree, number: int) -> No
                 f"{name}{jax.tree_util.keystr(path)}: {number} runs of this method "
                 f"need {leaf.dtype}{[number, *leaf.shape]}, got {dtype}{list(shape)}"
             )
-
-
-def _on_host(x: Array) -> Any:
-    """Off the mesh on which it was learned, which the next fit would refuse."""
-    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
-        return x  # has no NumPy form
-    return np.asarray(x)

@@ -57,7 +57,7 @@ def actor_critic_params(policy: Params, value: Params) -> Params:
     """
 
     def parts(name: str, layers: Params) -> Params:
-        last = f"layer_{len(layers) - 1}"
+        last = _last_layer(layers)
         torso = {k: v for k, v in layers.items() if k != last}
         made = {name: layers[last]}
         return {**made, f"{name}_torso": {"MLP_0": torso}} if torso else made
@@ -72,8 +72,12 @@ def last_layer_scaled(params: Params, factor: float | Array) -> Params:
       params: of `rlx.networks.critics.state_value`; any leading axes.
       factor: a scalar.
     """
-    last = f"layer_{len(params) - 1}"
+    last = _last_layer(params)
     return {**params, last: jax.tree.map(lambda x: factor * x, params[last])}
+
+
+def _last_layer(params: Params) -> str:
+    return f"layer_{len(params) - 1}"
 
 
 def gaussian_dynamics(
