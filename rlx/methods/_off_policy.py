@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -276,9 +276,7 @@ def check(config: ActorCriticConfig) -> None:
         require(config, name, lambda x: x > 0, "be positive")
 
 
-def require(
-    config: ActorCriticConfig, name: str, holds: Callable[[float], bool], what: str
-) -> None:
+def require(config: Any, name: str, holds: Callable[[float], bool], what: str) -> None:
     """Raises ValueError if a number of the config is wrong; traced ones pass."""
     value = getattr(config, name)
     if isinstance(value, int | float) and not holds(value):

@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlx.methods import _off_policy
 from rlx.methods._martingale import PathBatch, path_batch, per_path, time_first
 from rlx.networks.critics import gaussian_policy, state_value
 from rlx.networks.features import linear_gaussian, quadratic_family
@@ -182,9 +183,7 @@ def make(
     step_size = 1 / (spec.control_frequency or 1.0)
 
     def init(key: Key) -> Params:
-        value_key, actor_key = jax.random.split(key)
-        params = {"value": agent.value.init(value_key)}
-        params["actor"] = agent.actor.init(actor_key)
+        params = _off_policy.init(key, value=agent.value, actor=agent.actor)
         if config.average_reward:
             params["average_reward"] = jnp.zeros(())
         return params
@@ -286,9 +285,8 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
     }
     return optax.chain(
         optax.clip(config.max_gradient),
-        optax.partition(
-            {name: optax.sgd(rate(start)) for name, start in rates.items()},
-            lambda params: {name: name for name in params},
+        _off_policy.partition(
+            **{name: optax.sgd(rate(start)) for name, start in rates.items()}
         ),
     )
 
@@ -311,11 +309,7 @@ def _check(spec: EnvSpec, config: Config, behaviour: Callable | None) -> None:
             f"{spec.name}: a Gaussian policy has no bounds, but actions lie in "
             f"[{box.minimum}, {box.maximum}]: choose another method"
         )
-    for name in _NOT_NEGATIVE + _POSITIVE:
-        number = getattr(config, name)
-        if not isinstance(number, int | float):
-            continue  # traced: a sweep
-        if name in _POSITIVE and not number > 0:
-            raise ValueError(f"{name} must be positive, got {number}")
-        if not number >= 0:
-            raise ValueError(f"{name} must be at least 0, got {number}")
+    for name in _NOT_NEGATIVE:
+        _off_policy.require(config, name, lambda x: x >= 0, "be at least 0")
+    for name in _POSITIVE:
+        _off_policy.require(config, name, lambda x: x > 0, "be positive")
