@@ -109,7 +109,7 @@ def sample(
 
     # In several parts and a number of rounds that XLA cannot know: else it would fuse
     # the last write into the reading and, to keep what was there before for it, copy
-    # the whole ring at every batch: three times the time of a SAC step.
+    # the whole ring at every batch.
     nothing = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(jax.vmap(read), parts)
     )

@@ -234,7 +234,7 @@ def preference_prob(
     strength = jnp.where(difference == 0, 0.0, teacher.rationality * difference)
     prob = jax.nn.sigmoid(strength)
     prob = (1.0 - teacher.mistake) * prob + teacher.mistake * (1.0 - prob)
-    tie = jnp.abs(first - second) < teacher.equal_threshold
+    tie = _is_tie(first, second, teacher)
     skip = jnp.maximum(first, second) <= teacher.skip_threshold
     prob = jnp.where(tie | skip, 0.5, prob)
     return Answer(prob, jnp.where(skip, 0.0, 1.0).astype(prob.dtype))
@@ -268,7 +268,11 @@ def ask(
     expected = preference_prob(first_reward, second_reward, teacher, mask)
     prob = expected.preference
     first, second = (segment_return(r, mask) for r in (first_reward, second_reward))
-    undecided = jnp.abs(first - second) < teacher.equal_threshold
-    undecided |= expected.weight == 0
+    undecided = _is_tie(first, second, teacher) | (expected.weight == 0)
     drawn = jax.random.bernoulli(key, prob).astype(prob.dtype)
     return Answer(jnp.where(undecided, 0.5, drawn), expected.weight)
+
+
+def _is_tie(first: Array, second: Array, teacher: Teacher) -> Array:
+    """Whether undiscounted returns are too near to choose."""
+    return jnp.abs(first - second) < teacher.equal_threshold
