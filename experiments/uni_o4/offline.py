@@ -15,17 +15,19 @@ import argparse
 import dataclasses
 import importlib
 import json
-import shlex
 import shutil
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.mdpo._shared import Curve, describe, write
+import envs
+from experiments.records import Curve, describe, origin, time_spent, write
 from experiments.uni_o4.tasks import BUDGET, CONFIG, KINDS, TASKS, file_of
+from rlx import offline_to_online, plot, sharding, train
+from rlx.data import dataset
+from rlx.data.rollout import rollout
+from rlx.methods import ppo
 
 RESULTS = Path(__file__).parent / "results"
 BASELINES: dict[str, dict[str, Any]] = {"bc": {}, "iql": {}, "td3_bc": {}, "cql": {}}
@@ -45,36 +47,33 @@ SAME_FOUNDATION = ("always_replace", "one_step", "visited", "fast_steps")
 ONLINE = {"uni_o4": {}, "fast_steps": {"learning_rate": 1e-4, "clip": 0.1}}
 """Arms that go on online -> fields of PPO that differ."""
 ARMS = (*BASELINES, *ABLATIONS, "ppo")
-EVALUATIONS, EPISODES = 20, 10
-
-
-def settings_of(evaluations: int = EVALUATIONS) -> Any:
-    """Of every fit; the last evaluation counts, no checkpoint is chosen."""
-    from rlx import train
-
-    return train.Settings(evaluations=evaluations, episodes=EPISODES, keep=1)
+SETTINGS = train.Settings(evaluations=20, episodes=10, keep=1)
+"""Of every fit; the last evaluation counts, no checkpoint is chosen."""
 
 
 def curve_of(result: Any, data: Any) -> dict[str, Any]:
     """A fit's curve, raw and normalised by the dataset's random and expert returns."""
-    from rlx.data.dataset import normalized_score
-
     known = data.metadata
-    score = normalized_score(result.returns, known.random_return, known.expert_return)
+    score = dataset.normalized_score(
+        result.returns, known.random_return, known.expert_return
+    )
     return {
         "steps": result.steps.tolist(),
         "returns": np.round(result.returns, 2).tolist(),
         "scores": np.round(score, 2).tolist(),
         "final_score": describe(score[-1]),
+        **time_spent(result),
     }
+
+
+def metrics_of(result: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Metrics between evaluations, a list over seeds for each."""
+    rows = [row["train"] for row in result.rows if row["step"]]
+    return {name: np.round([row[name] for row in rows], 4).tolist() for name in names}
 
 
 def baseline(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
     """One of the offline methods."""
-    import envs
-    from rlx import train
-    from rlx.data import dataset
-
     env = envs.make(task)
     module = importlib.import_module(f"rlx.methods.{arm}")
     rounds = CONFIG.num_minibatches
@@ -95,16 +94,13 @@ def baseline(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
         save_to=out,
         resume=True,
         on_row=lambda row: show(arm, row),
-        settings=settings_of(),
+        settings=SETTINGS,
     )
     return {"phases": {"offline": curve_of(result, data)}, "config": vars(config)}
 
 
 def phases(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
     """Uni-O4 and its ablations; online too where the arm goes on."""
-    import envs
-    from rlx import offline_to_online
-
     config = dataclasses.replace(CONFIG, **ABLATIONS[arm])
     shared = out.with_name(out.name.removesuffix(arm) + "uni_o4") / "foundation"
     if arm in SAME_FOUNDATION and shared.exists() and not out.exists():
@@ -121,30 +117,24 @@ def phases(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
         save_to=out,
         resume=True,
         on_row=lambda phase, row: show(f"{arm} {phase}", row),
-        settings=settings_of(),
+        settings=SETTINGS,
     )
     fits = {
         "behaviour": outcome.foundation,
         "offline": outcome.improvement,
         "online": outcome.online,
     }
-    accepted = [
-        row["train"]["accepted"] for row in outcome.improvement.rows if row["step"]
-    ]
+    gate = ("accepted", "score", "incumbent_score", "steps_alive")
     return {
         "phases": {k: curve_of(fit, data) for k, fit in fits.items() if fit},
-        "accepted": np.round(accepted, 3).tolist(),
+        "gate": metrics_of(outcome.improvement, gate),
+        "foundation": metrics_of(outcome.foundation, ("model_error", "action_value")),
         "config": vars(config),
     }
 
 
 def from_scratch(task: str, data: Any, seeds: range, out: Path) -> dict:
     """PPO without the data: the same networks, and PPO's own step sizes."""
-    import envs
-    from rlx import train
-    from rlx.data.rollout import rollout
-    from rlx.methods import ppo
-
     env = envs.make(task)
     source = rollout(env, num_envs=BUDGET.num_envs, length=BUDGET.length)
     config = ppo.Config(hidden_sizes=CONFIG.hidden_sizes)
@@ -158,7 +148,7 @@ def from_scratch(task: str, data: Any, seeds: range, out: Path) -> dict:
         save_to=out,
         resume=True,
         on_row=lambda row: show("ppo", row),
-        settings=settings_of(),
+        settings=SETTINGS,
     )
     return {"phases": {"online": curve_of(result, data)}, "config": vars(config)}
 
@@ -171,9 +161,7 @@ def show(label: str, row: Any) -> None:
 
 def train_one(arm: str, task: str, kind: str, seeds: range, out: Path) -> dict:
     """One arm on one set, as a record."""
-    from rlx.data import dataset
-
-    data, started = dataset.load(file_of(task, kind)), time.time()
+    data = dataset.load(file_of(task, kind))
     folder = out / f"{task}_{kind}_{arm}"
     if arm in BASELINES:
         found = baseline(arm, task, data, seeds, folder)
@@ -188,7 +176,6 @@ def train_one(arm: str, task: str, kind: str, seeds: range, out: Path) -> dict:
         "arm": arm,
         "seeds": list(seeds),
         **found,
-        "wall_seconds": round(time.time() - started, 1),
         "budget": dataclasses.asdict(BUDGET),
         "dataset": {
             "transitions": data.num_steps,
@@ -196,22 +183,12 @@ def train_one(arm: str, task: str, kind: str, seeds: range, out: Path) -> dict:
             "random_return": data.metadata.random_return,
             "expert_return": data.metadata.expert_return,
         },
-        **origin(sys.argv[1:]),
+        **origin("uni_o4.offline"),
     }
-
-
-def origin(words: list[str]) -> dict[str, Any]:
-    """The command and the machine."""
-    from rlx import system
-
-    command = shlex.join(["python", "-m", "experiments.uni_o4.offline", *words])
-    return {"command": command, "environment": system.describe()}
 
 
 def summarize() -> None:
     """A table of final scores, and a plot of the online phase per set."""
-    from rlx import plot
-
     paths = [p for p in sorted(RESULTS.glob("*.json")) if p.name != "summary.json"]
     found = [json.loads(path.read_text()) for path in paths]
     curves: dict[str, dict[str, Curve]] = {}
@@ -237,7 +214,10 @@ def summarize() -> None:
             f"{row['set']:24} {row['arm']:16} {row['phase']:10} {row['seeds']} seeds  "
             f"{row['iqm']:6.1f} [{row['low']:.1f}, {row['high']:.1f}]"
         )
-    write(RESULTS / "summary.json", {"rows": rows, **origin(["--summary"])})
+    write(
+        RESULTS / "summary.json",
+        {"rows": rows, **origin("uni_o4.offline", ["--summary"])},
+    )
     for where, by_arm in curves.items():
         plot.curve(by_arm, RESULTS / f"{where}_online.png")
 
@@ -253,8 +233,6 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="no training")
     arguments = parser.parse_args()
     if not arguments.summary:
-        from rlx import sharding
-
         sharding.use_cpu_cores()
         for task in arguments.tasks:
             for kind in arguments.kinds:
