@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -67,3 +68,10 @@ def key() -> jax.Array:
 def generator() -> np.random.Generator:
     """The same NumPy generator in every test, in every run."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    """JAX in float64, for identities that rounding would hide."""
+    with jax.enable_x64(True):
+        yield

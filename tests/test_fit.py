@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from rlx import checkpoint, files, loop, program, record, sharding, train
@@ -511,68 +510,3 @@ def test_one_device_is_enough_here():
     # What the tests above compare to the bit is the form "one after another".
     assert sharding.mesh_for(2).size == 1
     assert sharding.largest_group(lambda size: 0, 8) == 1
-
-
-# ----------------------------------------------------------------------- warm starts
-
-
-def test_runs_begin_with_what_was_learned_elsewhere(whole: train.Result):
-    learned = whole.state.learner.params
-    again = train.fit(
-        METHOD,
-        SOURCE,
-        num_steps=48,
-        seeds=2,
-        start={"params": learned},
-        settings=settings(),
-    )
-    # The same evaluation keys at iteration 0 and another policy than at the start.
-    assert not np.array_equal(again.returns[0], whole.returns[0])
-    frozen = train.fit(
-        METHOD._replace(optimizer=optax.sgd(0.0)),
-        SOURCE,
-        num_steps=16,
-        seeds=2,
-        start={"params": learned},
-        settings=settings(),
-    )
-    fitting.assert_same(frozen.state.learner.params, learned)
-    fitting.assert_same(frozen.state.learner.target_params, learned)
-
-
-def test_a_warm_start_does_not_depend_on_its_neighbours(whole: train.Result):
-    options = {"num_steps": 48, "settings": settings()}
-    learned = whole.state.learner.params
-    both = train.fit(METHOD, SOURCE, seeds=2, start={"params": learned}, **options)
-    second = jax.tree.map(lambda x: x[1:], learned)
-    solo = train.fit(METHOD, SOURCE, seeds=[1], start={"params": second}, **options)
-    one = jax.tree.map(lambda x: x[1:], both.state.learner)
-    fitting.assert_same(one, solo.state.learner)
-
-
-def test_stats_can_be_given_too():
-    method = METHOD._replace(init_stats=lambda num_envs: jnp.zeros(3))
-    given = jnp.arange(6.0).reshape(2, 3)
-    result = train.fit(
-        method,
-        SOURCE,
-        num_steps=16,
-        seeds=2,
-        start={"stats": given},
-        settings=settings(),
-    )
-    np.testing.assert_array_equal(result.state.learner.stats, given)
-
-
-@pytest.mark.parametrize(
-    ("start", "message"),
-    [
-        ({"weights": jnp.zeros(2)}, "expected params or stats"),
-        ({"params": {"bias": jnp.zeros(3)}}, r"2 runs .* float32\[2\], got .*\[3\]"),
-        ({"params": {"bias": jnp.zeros(2, jnp.int32)}}, "got int32"),
-        ({"params": {"other": jnp.zeros(2)}}, "structure"),
-    ],
-)
-def test_a_start_that_does_not_fit_is_refused(start: Any, message: str):
-    with pytest.raises(ValueError, match=message):
-        fit(start=start)

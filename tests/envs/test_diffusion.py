@@ -18,11 +18,7 @@ from envs.diffusion import catalogue
 from rlx.data.episodes import episodes
 from rlx.types import Policy
 
-
-@pytest.fixture(autouse=True)
-def double():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 MARKET = df.Market()

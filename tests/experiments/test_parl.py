@@ -11,11 +11,7 @@ from experiments.parl import linear_quadratic as lq
 from experiments.parl import worlds
 from rlx.ops import bilevel, policy_dependence
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def finite_difference(function, x, size=1e-5):

@@ -33,11 +33,7 @@ from tests.methods.martingale_paths import (
     solved,
 )
 
-
-@pytest.fixture(autouse=True)
-def double():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def conformance_cases():

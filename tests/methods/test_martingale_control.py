@@ -32,11 +32,7 @@ from tests.methods.martingale_paths import (
 
 TEMPERATURE, BETA = 0.2, 0.3
 
-
-@pytest.fixture(autouse=True)
-def double():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def conformance_cases():

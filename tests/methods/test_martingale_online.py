@@ -27,11 +27,7 @@ from tests.methods.martingale_paths import (
     random_steps,
 )
 
-
-@pytest.fixture(autouse=True)
-def double():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 LAMBDA, BETA, RATE = 0.4, 0.3, 0.05

@@ -10,11 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from rlx.ops import bilevel
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 # ------------------------------------------------------------------------- a quadratic

@@ -19,11 +19,7 @@ from tests.methods.martingale_paths import (
     random_steps,
 )
 
-
-@pytest.fixture(autouse=True)
-def double():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def test_increments_and_sums_against_a_loop(generator):
