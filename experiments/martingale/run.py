@@ -121,7 +121,7 @@ STUDIES: dict[str, Callable[[], Any]] = {
         (0.1, 0.05, 0.02, 0.01, 0.005), 20, 512
     ),
     "neural": lambda: stochastic.neural(5, 1500, 32),
-    "control": lambda: control.control_table(6000, 128, 4),
+    "control": lambda: control.control_table(6000, 128, 8),
     "speed": lambda: speed.speed_table(1000, 1000, 100, 50),
 }
 
