@@ -17,9 +17,11 @@ SEEDS  ?= 4
 STEPS  ?= 1000000
 OUT    ?= runs/$(subst /,-,$(ENV))_$(METHOD)
 ARGS   ?=
-JOBS   ?= 1
+# As many test processes as processors, four at most: each needs about 3 GB.
+JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
+	echo $$((n < 4 ? n : 4)))
 
-PYTEST := $(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadfile)
+PYTEST := $(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist worksteal)
 
 export MPLBACKEND ?= Agg
 
@@ -57,7 +59,7 @@ train: $(STAMP)  ## Train, then draw the curve and one episode (resumes if stopp
 	$(BIN)/rlx play $(OUT)
 	@echo "Run folder: $(OUT) (curve.png, checkpoints/, metrics.jsonl, episode)"
 
-test: $(STAMP)  ## Run the fast tests (JOBS=2: in two processes)
+test: $(STAMP)  ## Run the fast tests (JOBS=1: in one process)
 	$(PYTEST) $(ARGS)
 
 test-slow: $(STAMP)  ## Run all tests, the slow ones too
