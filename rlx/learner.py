@@ -10,6 +10,7 @@ import optax
 
 from rlx.ops import shuffling
 from rlx.types import (
+    FEEDBACK,
     Array,
     Key,
     LearnerState,
@@ -59,7 +60,9 @@ def update(
       key: for shuffling and for the loss.
 
     Returns:
-      The new state, and metrics averaged over the gradient steps taken.
+      The new state, and metrics averaged over the gradient steps taken; `FEEDBACK`,
+      where the loss reports it, has leaves as long as the batch's, in its order, of
+      the last pass over it.
 
     Raises:
       ValueError: the prepared batch cannot be cut into equal minibatches.
@@ -119,20 +122,22 @@ def _gradient_steps(
         if count > 1:
             minibatch = jax.tree.map(lambda x: x[indices], batch)
         new, metrics = gradient_step(method, learner, minibatch, key)
+        feedback = metrics.get(FEEDBACK, ())
+        metrics = {k: v for k, v in metrics.items() if k != FEEDBACK}
         if STOP not in metrics:
-            return (new, stop), (metrics, jnp.ones(()))
+            return (new, stop), (metrics, jnp.ones(()), feedback)
         stop = stop | metrics[STOP]
         metrics = {k: v for k, v in metrics.items() if k != STOP}
         taken = 1.0 - stop.astype(jnp.float32)
         new = jax.tree.map(lambda a, b: jnp.where(stop, a, b), learner, new)
-        return (new, stop), (metrics, taken)
+        return (new, stop), (metrics, taken, feedback)
 
     shuffle_key, loss_key = jax.random.split(key)
     steps = method.num_epochs * count
     indices = _shuffled(shuffle_key, size, method.num_epochs, count)
     keys = jax.random.split(loss_key, steps)
     start = (learner, jnp.zeros((), bool))
-    (learner, _), (metrics, taken) = jax.lax.scan(
+    (learner, _), (metrics, taken, feedback) = jax.lax.scan(
         minibatch_step, start, (indices, keys)
     )
     total = jnp.maximum(jnp.sum(taken), 1.0)
@@ -140,7 +145,22 @@ def _gradient_steps(
     means = {
         k: jnp.sum(jnp.where(weights > 0, v * weights, 0.0)) for k, v in metrics.items()
     }
+    if jax.tree.leaves(feedback):
+        return learner, {**means, FEEDBACK: _in_order(feedback, indices[-count:])}
     return learner, means
+
+
+def _in_order(feedback: PyTree, indices: Array) -> PyTree:
+    """The last epoch's feedback `[steps, size / count, ...]`, as the batch lies."""
+    count = indices.shape[0]
+
+    def leaf(x: Array) -> Array:
+        if count == 1:
+            return x[-1]
+        last = x[-count:].reshape(-1, *x.shape[2:])
+        return jnp.zeros_like(last).at[indices.ravel()].set(last)
+
+    return jax.tree.map(leaf, feedback)
 
 
 def _shuffled(key: Key, size: int, num_epochs: int, num_minibatches: int) -> Array:
@@ -166,13 +186,14 @@ def weighted_sum(**terms: tuple[float, LossFn]) -> LossFn:
 
     `weighted_sum(ppo=(1.0, ppo_loss_fn), demonstrations=(0.1, imitation_loss_fn))`.
     Every term sees the same batch and its own key; its metrics get its name as prefix
-    (`ppo/policy_loss`), and its value is reported as `ppo/loss`.
+    (`ppo/policy_loss`), and its value is reported as `ppo/loss`. `FEEDBACK` of one
+    term is that of the sum.
 
     Args:
       **terms: name = (weight, loss_fn). Weights may be traced (sweeps).
 
     Raises:
-      ValueError: no terms.
+      ValueError: no terms, or feedback of more than one.
     """
     if not terms:
         raise ValueError("weighted_sum needs at least one term: name=(weight, loss_fn)")
@@ -182,7 +203,7 @@ def weighted_sum(**terms: tuple[float, LossFn]) -> LossFn:
     ) -> tuple[Array, Metrics]:
         total = jnp.zeros(())
         metrics = {}
-        stops = []
+        stops, feedback = [], []
         keys = jax.random.split(key, len(terms))
         for (name, (weight, term)), term_key in zip(terms.items(), keys, strict=True):
             value, term_metrics = term(params, target_params, stats, batch, term_key)
@@ -191,10 +212,16 @@ def weighted_sum(**terms: tuple[float, LossFn]) -> LossFn:
             for k, v in term_metrics.items():
                 if k == STOP:
                     stops.append(v)
+                elif k == FEEDBACK:
+                    feedback.append(v)
                 else:
                     metrics[f"{name}/{k}"] = v
         if stops:
             metrics[STOP] = jnp.any(jnp.stack(stops))
+        if len(feedback) > 1:
+            raise ValueError("weighted_sum: only one term may report feedback")
+        if feedback:
+            metrics[FEEDBACK] = feedback[0]
         return total, metrics
 
     return loss_fn

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from rlx import learner as learner_lib
 from rlx.types import (
+    FEEDBACK,
     DataSource,
     Key,
     LearnerState,
@@ -52,9 +53,12 @@ def step(
     policy = learner_lib.policy(method, state.learner)
     source_state, batch, source_metrics = source.next(state.source, policy, data_key)
     learner, metrics = learner_lib.update(method, state.learner, batch, update_key)
+    metrics = dict(metrics)
+    if FEEDBACK in metrics:
+        source_state = source.feedback(source_state, metrics.pop(FEEDBACK))
     new = TrainState(
         learner=learner,
-        source=source.feedback(source_state, metrics),
+        source=source_state,
         key=key,
         iteration=state.iteration + 1,
     )

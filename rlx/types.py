@@ -28,6 +28,10 @@ LossFn: TypeAlias = Callable[
 ]
 """`(params, target_params, stats, batch, key) -> (scalar, metrics)`."""
 
+FEEDBACK = "feedback"
+"""A metric of this name is none: what a loss reports under it for every element of its
+minibatch goes to `DataSource.feedback`, in the order of the batch."""
+
 
 # ---------------------------------------------------------------------------- data
 
@@ -188,7 +192,10 @@ class DataSource(NamedTuple):
     next: Callable[[PyTree, Policy, Key], tuple[PyTree, PyTree, Metrics]]
     """`(source_state, policy, key) -> (source_state, batch, metrics)`."""
     feedback: Callable[[PyTree, PyTree], PyTree] = _no_feedback
-    """`(source_state, signal) -> source_state`; for prioritised replay."""
+    """`(source_state, signal) -> source_state`; for prioritised replay.
+
+    Called after learning with what the loss reported as `FEEDBACK`, leaves as long as
+    the prepared batch's; never where it reported nothing."""
     steps_per_batch: int = 0
     """Environment steps that one `next` takes; 0 when the data is already there."""
     num_envs: int = 1

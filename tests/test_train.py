@@ -14,7 +14,7 @@ import pytest
 from envs import probe
 from rlx import train
 from rlx.data.rollout import rollout
-from rlx.types import DataSource, Method, PyTree
+from rlx.types import FEEDBACK, DataSource, Method, PyTree
 from tests import fitting, toy
 
 
@@ -78,12 +78,17 @@ def test_no_key_is_used_twice():
 
 
 def test_the_source_hears_of_the_learning():
-    source = dataset(jnp.ones(2))._replace(
-        feedback=lambda state, metrics: state + 100.0 * metrics["loss"]
+    def loss_fn(params, target_params, stats, batch, key):
+        return jnp.mean(params * batch), {FEEDBACK: 100.0 * batch}
+
+    source = dataset(jnp.array([1.0, 3.0]))._replace(
+        feedback=lambda state, signal: state + signal[1]
     )
-    state = train.init(mean_method(), source, jax.random.key(0))
-    state, _ = train.step(mean_method(), source, state)
-    assert float(state.source) == 101.0
+    for method, heard in ((mean_method(), 0.0), (mean_method(loss_fn=loss_fn), 300.0)):
+        state = train.init(method, source, jax.random.key(0))
+        state, metrics = train.step(method, source, state)
+        assert float(state.source) == 1.0 + heard
+        assert FEEDBACK not in metrics
 
 
 # ------------------------------------------------------------------------------ health

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,17 @@ class ReplayState:
 
     rollout: RolloutState
     ring: ring_lib.Ring
+
+
+class Collector(NamedTuple):
+    """How experience gets into a ring, however it is drawn from there."""
+
+    init: Callable[[Key, Policy], ReplayState]
+    """Fresh environments, and a ring that holds the warm-up."""
+    collect: Callable[[ReplayState, Policy, Key], tuple[ReplayState, Metrics]]
+    """`length` steps of all environments, written into the ring."""
+    steps: int
+    """Environment steps that `collect` takes."""
 
 
 def replay(  # noqa: PLR0913 (the front door: everything is given by name)
@@ -83,18 +96,38 @@ def replay(  # noqa: PLR0913 (the front door: everything is given by name)
         steps per batch (names the nearest), the memory cannot hold `capacity`, or a
         warm-up is asked for where actions have no bounds.
     """
+    require_positive(
+        batch_size=batch_size, num_minibatches=num_minibatches, n_step=n_step
+    )
+    collector = make_collector(
+        env, num_envs=num_envs, length=length, capacity=capacity, warmup=warmup
+    )
+
+    def next_batch(
+        state: ReplayState, policy: Policy, key: Key
+    ) -> tuple[ReplayState, Transition, Metrics]:
+        act_key, sample_key = jax.random.split(key)
+        state, metrics = collector.collect(state, policy, act_key)
+        batch = ring_lib.sample(
+            state.ring, sample_key, (num_minibatches, batch_size), n_step, gamma
+        )
+        return state, batch, metrics
+
+    return DataSource(
+        init=collector.init,
+        next=next_batch,
+        steps_per_batch=collector.steps,
+        num_envs=num_envs,
+        env=env,
+    )
+
+
+def make_collector(
+    env: Env, *, num_envs: int, length: int, capacity: int, warmup: int
+) -> Collector:
+    """What replay of every kind shares; arguments and errors as `replay` says."""
+    require_positive(num_envs=num_envs, length=length, capacity=capacity)
     steps = num_envs * length
-    sizes = {
-        "num_envs": num_envs,
-        "length": length,
-        "batch_size": batch_size,
-        "num_minibatches": num_minibatches,
-        "capacity": capacity,
-        "n_step": n_step,
-    }
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
     _require_multiple("capacity", capacity, steps)
     _require_multiple("warmup", warmup, steps)
     if not 0 <= warmup <= capacity:
@@ -130,23 +163,7 @@ def replay(  # noqa: PLR0913 (the front door: everything is given by name)
         keys = jax.random.split(key, warmup // steps)
         return jax.lax.scan(one, state, keys)[0]
 
-    def next_batch(
-        state: ReplayState, policy: Policy, key: Key
-    ) -> tuple[ReplayState, Transition, Metrics]:
-        act_key, sample_key = jax.random.split(key)
-        state, metrics = collect(state, policy, act_key)
-        batch = ring_lib.sample(
-            state.ring, sample_key, (num_minibatches, batch_size), n_step, gamma
-        )
-        return state, batch, metrics
-
-    return DataSource(
-        init=init,
-        next=next_batch,
-        steps_per_batch=steps,
-        num_envs=num_envs,
-        env=env,
-    )
+    return Collector(init, collect, steps)
 
 
 def memory_bytes(spec: EnvSpec, capacity: int) -> int:
@@ -154,7 +171,10 @@ def memory_bytes(spec: EnvSpec, capacity: int) -> int:
 
     Vmapped seeds have one ring each.
     """
-    observation, action = (_bytes(space) for space in (spec.observation, spec.action))
+    observation, action = (
+        sum(_bytes(space) for space in jax.tree.leaves(spaces))
+        for spaces in (spec.observation, spec.action)
+    )
     # Reward and discount in float32, truncated as a byte; both observations.
     return capacity * (2 * observation + action + 4 + 4 + 1)
 
@@ -218,6 +238,13 @@ def _memory_of_device() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def require_positive(**sizes: int) -> None:
+    """Raises ValueError for a size below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 def _require_multiple(name: str, value: int, steps: int) -> None:

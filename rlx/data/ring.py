@@ -98,20 +98,38 @@ def sample(
     """
     num_streams = ring.rows.reward.shape[1]
     drawn = jax.random.randint(key, shape, 0, ring.size * num_streams)
+    return read(ring, drawn, n_step, gamma)
+
+
+def read(
+    ring: Ring, drawn: Array, n_step: int = 1, gamma: float | Array = 1.0
+) -> Transition:
+    """The transitions that were drawn, as `sample` says.
+
+    Args:
+      ring: at least one row must be written.
+      drawn: `int32[*shape]`: age (0: the oldest that is kept) times B, plus stream.
+      n_step: n >= 1.
+      gamma: γ, used only where n > 1.
+
+    Returns:
+      A `Transition` with leaves `[*shape, ...]`.
+    """
+    num_streams, shape = ring.rows.reward.shape[1], drawn.shape
     parts = _cut(drawn.ravel(), max(2, shape[0] if len(shape) > 1 else 1))
 
-    def read(index: Array) -> Transition:
+    def take(index: Array) -> Transition:
         return _spanning(ring, index // num_streams, index % num_streams, n_step, gamma)
 
     def one(part: Array, found: Transition) -> Transition:
-        here = read(parts[part])
+        here = take(parts[part])
         return jax.tree.map(lambda all_, new: all_.at[part].set(new), found, here)
 
     # In several parts and a number of rounds that XLA cannot know: else it would fuse
     # the last write into the reading and, to keep what was there before for it, copy
     # the whole ring at every batch.
     nothing = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(jax.vmap(read), parts)
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(jax.vmap(take), parts)
     )
     rounds = parts.shape[0] * jnp.minimum(ring.size, 1)
     found = jax.lax.fori_loop(0, rounds, one, nothing)
