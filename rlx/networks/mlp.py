@@ -14,6 +14,7 @@ from rlx.types import Array, Network
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": nn.tanh,
     "relu": nn.relu,
+    "leaky_relu": nn.leaky_relu,
     "silu": nn.silu,
     "elu": nn.elu,
     "gelu": nn.gelu,

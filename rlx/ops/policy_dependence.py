@@ -89,6 +89,53 @@ def reward_term(weight: Array, reward: Array, gamma: float | Array) -> Array:
     return jnp.sum(discount * jnp.where(weight == 0, 0.0, weight * reward), 0)
 
 
+def episode_sum(x: Array, first: Array) -> Array:
+    """Sums over an episode so far: y_t = x_t + y_{t−1}, or x_t where one begins.
+
+    Linear and differentiable in x: of log-probabilities it is what `score_term` sums
+    up to each step, of their tangents it is `reward_weight`, for batches in which
+    episodes end and others begin.
+
+    Args:
+      x: `[T, ...]`.
+      first: `bool[T, ...]`, True at the first step of an episode.
+
+    Returns:
+      `[T, ...]`.
+
+    Raises:
+      AssertionError: the shapes differ, or x does not hold floats.
+    """
+    chex.assert_equal_shape([x, first])
+    chex.assert_type([x, first], [float, bool])
+
+    def step(total: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        new, begins = inputs
+        total = jnp.where(begins, 0.0, total) + new
+        return total, total
+
+    return jax.lax.scan(step, jnp.zeros_like(x[0]), (x, first))[1]
+
+
+def episode_discount(first: Array, gamma: float | Array) -> Array:
+    """γʰ, h the steps since an episode began: its un-normalised occupancy weights.
+
+    Args:
+      first: `bool[T, ...]`, True at the first step of an episode, and at t = 0.
+      gamma: γ in [0, 1], scalar.
+
+    Returns:
+      `[T, ...]`.
+
+    Raises:
+      AssertionError: γ is no scalar, or `first` is not boolean.
+    """
+    chex.assert_type(first, bool)
+    chex.assert_rank(gamma, 0)
+    age = episode_sum(jnp.ones(first.shape), first) - 1.0
+    return jnp.power(jnp.asarray(gamma, age.dtype), age)
+
+
 def _masked(x: Array, mask: Array | None) -> Array:
     if mask is None:
         return x
