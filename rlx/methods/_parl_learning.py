@@ -56,8 +56,9 @@ class ParlConfig(_preference.PreferenceConfig, OnPolicyConfig):
     """ε of the lower level's clipped surrogate (PPO)."""
     upper_steps: int = 50
     """Gradient steps of the reward in a session, with one solve for all of them."""
-    session_interval: int = 5
-    """K: batches, and so lower-level improvements, from one session to the next."""
+    session_interval: float = 5
+    """K: batches, and so lower-level improvements, from one session to the next; the
+    first is at the first batch."""
     queries_per_session: int = 20
     """Pairs asked in a session."""
     num_candidates: int = 20

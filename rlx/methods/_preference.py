@@ -37,8 +37,8 @@ class PreferenceConfig:
     """The budget: queries shown to the teacher, skipped ones too (B-Pref, walker)."""
     queries_per_session: int = 100
     """Queries asked at a time (B-Pref, walker)."""
-    session_interval: int = 20_000
-    """Batches from one session to the next (B-Pref: 20,000 steps)."""
+    session_interval: float = 20_000
+    """Batches from one session to the next (B-Pref: 20,000 steps); may be swept."""
     query_selection: str = "disagreement"
     """Asks the candidates on which the members disagree most, or "uniform" ones."""
     label_capacity: int = 1000
@@ -308,8 +308,9 @@ def check(config: PreferenceConfig) -> None:
         "reward_members",
         "reward_batch_size",
     ):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if isinstance(value, int | float) and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     if config.queries_per_session > config.label_capacity:
         raise ValueError(
             f"label_capacity={config.label_capacity} cannot hold the "

@@ -139,7 +139,7 @@ def make(
     ) -> tuple[LearnerState, Metrics]:
         session_key, improve_key = jax.random.split(key)
         stats = learner.stats
-        due = (stats.batches + 1) % config.session_interval == 0
+        due = stats.batches % config.session_interval == 0
         due = due & (stats.labels.asked < config.num_labels)
 
         def run(learner: LearnerState, key: Key) -> LearnerState:
