@@ -160,9 +160,10 @@ def test_without_a_key_the_policy_is_deterministic(name):
         for _ in range(2)
     ]
     chex.assert_trees_all_equal(*actions)
-    space = source.env.spec.action
-    chex.assert_shape(actions[0], space.shape)
-    assert actions[0].dtype == space.dtype
+    spaces = jax.tree.leaves(source.env.spec.action)
+    for action, space in zip(jax.tree.leaves(actions[0]), spaces, strict=True):
+        chex.assert_shape(action, space.shape)
+        assert action.dtype == space.dtype
 
 
 def _array_arguments(loss) -> list[str]:

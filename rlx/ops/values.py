@@ -307,6 +307,34 @@ def value_of_action(action_values: Array, action: Array) -> Array:
     return taken[..., 0]
 
 
+def dueling(value: Array, advantages: Array, where: Array | None = None) -> Array:
+    """Action values of a dueling network: V + A − mean A over what is allowed.
+
+    Wang et al. 2016, https://arxiv.org/abs/1511.06581, equation 9. A constant added to
+    all advantages changes nothing.
+
+    Args:
+      value: `[...]` V(s).
+      advantages: `[..., A]` A(s, ·).
+      where: `bool[..., A]` actions that are allowed; all unless given. Others do not
+        count in the mean.
+
+    Returns:
+      `[..., A]` Q(s, ·).
+
+    Raises:
+      AssertionError: shapes do not match.
+    """
+    chex.assert_shape(value, advantages.shape[:-1])
+    if where is None:
+        mean = jnp.mean(advantages, axis=-1)
+    else:
+        chex.assert_equal_shape([advantages, where])
+        total = jnp.sum(jnp.where(where, advantages, 0.0), axis=-1)
+        mean = total / jnp.maximum(jnp.sum(where, axis=-1), 1)
+    return (value - mean)[..., None] + advantages
+
+
 def _huber(error: Array, threshold: float | Array) -> Array:
     size = jnp.abs(error)
     near = jnp.minimum(size, threshold)

@@ -1,0 +1,308 @@
+"""UNICORN: candidates, lists by Q, padding, the released code's deviations."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from rlx import learner
+from rlx.data.prioritised import prioritised
+from rlx.methods import _q_learning, unicorn
+from rlx.types import Array, Box, Discrete, Env, EnvSpec, Step, Transition
+
+NUM_USERS, NUM_ITEMS, NUM_ATTRIBUTES, SIZE = 3, 12, 5, 4
+TURNS, NODES, ACTIONS, QUESTIONS = 3, 8, 4, 3
+SMALL = {"hidden_size": 8, "num_heads": 2, "feedforward": 8}
+CHOICE = unicorn.Choice(
+    attribute=Discrete(NUM_ATTRIBUTES),
+    items=Box((ACTIONS,), -1, NUM_ITEMS - 1, "int32"),
+    index=Discrete(ACTIONS + QUESTIONS),
+)
+SPEC = EnvSpec("small", Box((1,)), CHOICE, 3)
+
+
+def conformance_cases():
+    return {"paper": (make(), source())}
+
+
+def knowledge() -> unicorn.Knowledge:
+    generator = np.random.default_rng(0)
+    belongs = jnp.asarray(generator.random((NUM_ITEMS, NUM_ATTRIBUTES)) < 0.5)
+    vectors = [
+        jnp.float32(generator.normal(size=(number, SIZE)))
+        for number in (NUM_USERS, NUM_ITEMS, NUM_ATTRIBUTES)
+    ]
+    return unicorn.Knowledge(
+        *vectors, lambda i, a: belongs[i[..., :, None], a[..., None, :]]
+    )
+
+
+def conversation(key: Array, user: Array, turn: Array) -> unicorn.GraphState:
+    """Something to observe, with fewer candidates the longer it lasts."""
+    first, second, third = jax.random.split(key, 3)
+    candidate = jax.random.permutation(first, NUM_ITEMS) >= 3 * turn
+    return unicorn.graph_state(
+        user,
+        jnp.where(jnp.arange(TURNS) <= turn, jnp.arange(TURNS), -1),
+        candidate,
+        jax.random.normal(second, (NUM_ITEMS,)),
+        jnp.where(
+            jnp.arange(QUESTIONS) < QUESTIONS - turn,
+            jax.random.permutation(third, NUM_ATTRIBUTES)[:QUESTIONS],
+            -1,
+        ),
+        num_items=NODES,
+        num_actions=ACTIONS,
+    )
+
+
+@struct.dataclass
+class Talk:
+    user: Array
+    turn: Array
+
+
+def talks() -> Env:
+    """Ends after three turns; a list earns what its first item's number says."""
+
+    def reset(key):
+        user_key, key = jax.random.split(key)
+        user = jax.random.randint(user_key, (), 0, NUM_USERS)
+        return Talk(user, jnp.int32(0)), conversation(key, user, jnp.int32(0))
+
+    def step(state, action, key):
+        turn = state.turn + 1
+        listed = action.items[0].astype(jnp.float32) / NUM_ITEMS
+        return Talk(state.user, turn), Step(
+            observation=conversation(key, state.user, turn),
+            reward=jnp.where(action.attribute < 0, listed, -0.1),
+            terminated=turn >= TURNS,
+            truncated=jnp.bool_(False),
+        )
+
+    return Env(reset, step, SPEC)
+
+
+def source(num_minibatches: int = 2):
+    return prioritised(
+        talks(),
+        num_envs=4,
+        capacity=16,
+        warmup=0,
+        batch_size=8,
+        num_minibatches=num_minibatches,
+    )
+
+
+def make(**fields):
+    config = unicorn.Config(**{**SMALL, "num_minibatches": 2, **fields})
+    return unicorn.make(SPEC, config, knowledge=knowledge())
+
+
+@pytest.fixture(scope="module")
+def observations() -> unicorn.GraphState:
+    keys = jax.random.split(jax.random.key(1), 6)
+    return jax.jit(jax.vmap(conversation))(
+        keys, jnp.arange(6) % NUM_USERS, jnp.arange(6) % TURNS
+    )
+
+
+def batch(observations: unicorn.GraphState) -> Transition:
+    number = observations.user.shape[0]
+    keys = jax.random.split(jax.random.key(2), 2)
+    return Transition(
+        observation=observations,
+        action=unicorn.Choice(
+            attribute=jnp.zeros((number,), jnp.int32),
+            items=jnp.zeros((number, ACTIONS), jnp.int32),
+            index=jax.random.randint(keys[0], (number,), 0, ACTIONS),
+        ),
+        reward=jax.random.normal(keys[1], (number,)),
+        discount=jnp.float32(jnp.arange(number) % 2),
+        truncated=jnp.zeros((number,), bool),
+        next_observation=jax.tree.map(lambda x: x[::-1], observations),
+        extras={"importance": jnp.linspace(0.2, 1.0, number)},
+    )
+
+
+def params_of(method, seed: int = 0):
+    return jax.jit(method.init)(jax.random.key(seed))
+
+
+def test_nodes_are_the_best_candidates_and_edges_the_logistic_function():
+    scores = jnp.array([3.0, -1.0, 2.0, 100.0, 0.0])
+    state = unicorn.graph_state(
+        jnp.int32(1),
+        jnp.array([4, -1]),
+        jnp.array([True, True, False, True, False]),
+        scores,
+        jnp.array([2, -1]),
+        num_items=4,
+        num_actions=2,
+    )
+    np.testing.assert_array_equal(state.items, [3, 0, 1, -1])
+    expected = [1.0, 1 / (1 + np.exp(-3)), 1 / (1 + np.exp(1)), 0.0]
+    np.testing.assert_allclose(state.weights, expected, rtol=1e-6)
+    np.testing.assert_array_equal(state.item_actions, [3, 0])
+
+
+def test_a_list_holds_the_candidates_by_their_value_and_an_ask_its_attribute():
+    state = unicorn.GraphState(
+        user=jnp.zeros((2,), jnp.int32),
+        accepted=jnp.zeros((2, 1), jnp.int32),
+        items=jnp.zeros((2, 3), jnp.int32),
+        weights=jnp.zeros((2, 3)),
+        item_actions=jnp.array([[7, 8, -1], [7, 8, 9]]),
+        attribute_actions=jnp.array([[3, 4], [3, 4]]),
+    )
+    values = jnp.array([[1.0, 2.0, 9.0, 0.0, 0.0], [3.0, 1.0, 2.0, 0.0, 5.0]])
+    choice = unicorn._choice(state, values, jnp.array([1, 4]))
+    np.testing.assert_array_equal(choice.attribute, [-1, 4])
+    np.testing.assert_array_equal(choice.items, [[8, 7, -1], [7, 9, 8]])
+
+
+def test_what_is_not_allowed_is_never_chosen(observations):
+    method = make(epsilon_start=1.0, epsilon_end=1.0)
+    params = params_of(method)
+    act = jax.jit(
+        lambda key: method.act(params, jnp.int32(0), observations, (), key)[0]
+    )
+    allowed = np.asarray(unicorn._allowed(observations))
+    seen = np.zeros_like(allowed)
+    for seed in range(60):
+        index = np.asarray(act(jax.random.key(seed)).index)
+        seen[np.arange(6), index] = True
+    np.testing.assert_array_equal(seen, allowed)
+
+
+def padded(state: unicorn.GraphState) -> unicorn.GraphState:
+    """Nodes, turns and questions that are not there, before and behind."""
+
+    def more(x, value=-1):
+        width = [(0, 0)] * (x.ndim - 1) + [(0, 2)]
+        return jnp.pad(x, width, constant_values=value)
+
+    return state.replace(
+        accepted=more(state.accepted),
+        items=more(state.items),
+        weights=more(state.weights, 0.0),
+        attribute_actions=more(state.attribute_actions),
+    )
+
+
+def test_padding_changes_no_value(observations):
+    network = unicorn._network(unicorn.Config(**SMALL), knowledge())
+    params = params_of(make())
+    plain = network.apply(params, observations)
+    more = network.apply(params, padded(observations))
+    np.testing.assert_allclose(plain, more[:, :-2], atol=1e-5)
+
+
+def test_values_do_not_depend_on_who_else_is_in_the_batch(observations):
+    one = jax.tree.map(lambda x: x[:1], observations)
+    for fields, same in (({}, True), ({"across_batch": True}, False)):
+        config = unicorn.Config(**SMALL, **fields)
+        network = unicorn._network(config, knowledge())
+        params = jax.jit(network.init)(jax.random.key(0))
+        gap = jnp.abs(
+            network.apply(params, observations)[:1] - network.apply(params, one)
+        )
+        assert (float(gap.max()) < 1e-5) == same
+        # While acting nobody knows of the others, whatever the network does.
+        alone = unicorn._one_by_one(network)(params, observations)[:1]
+        np.testing.assert_allclose(alone, network.apply(params, one), atol=1e-5)
+
+
+def test_weights_multiply_errors_or_their_mean(observations):
+    data = batch(observations)
+    method, released = make(), make(weigh_elements=False)
+    params, target = params_of(method), params_of(method, 1)
+
+    @jax.jit
+    def losses(weights):
+        given = data.replace(extras={"importance": weights})
+        arguments = (params, target, (), given, jax.random.key(0))
+        return method.loss_fn(*arguments)[0], released.loss_fn(*arguments)[0]
+
+    ones = jnp.ones(6)
+    single = np.array([losses(ones.at[:].set(0).at[i].set(1.0))[0] for i in range(6)])
+    weights = data.extras["importance"]
+    weighed, rescaled = losses(weights)
+    np.testing.assert_allclose(weighed, np.sum(single * weights), rtol=1e-5)
+    np.testing.assert_allclose(rescaled, np.mean(weights) * np.sum(single), rtol=1e-5)
+
+
+def test_the_target_has_an_encoder_of_its_own_or_not():
+    method, released = make(tau=0.25), make(tau=0.25, target_encoder=False)
+    new, old = params_of(method), params_of(method, 1)
+    for made, share in ((method, 0.25), (released, 1.0)):
+        moved = made.target_update(new, old, jnp.int32(1))
+        for part, expected in (("encoder", share), ("heads", 0.25)):
+            jax.tree.map(
+                lambda x, a, b, w=expected: np.testing.assert_allclose(
+                    x, w * a + (1 - w) * b, atol=1e-6
+                ),
+                moved[part],
+                new[part],
+                old[part],
+            )
+
+
+def test_vectors_begin_where_they_were_trained_unless_discarded():
+    given = knowledge()
+    kept, drawn = params_of(make()), params_of(make(pretrained=False))
+    np.testing.assert_array_equal(kept["vectors"]["items"], given.item_vectors)
+    assert np.abs(drawn["vectors"]["items"] - given.item_vectors).min() > 0
+    assert "vectors" not in params_of(make(learn_vectors=False))
+
+
+def test_without_edges_weights_do_not_matter(observations):
+    other = observations.replace(weights=observations.weights * 0.3)
+    for fields, same in (({}, False), ({"convolve": False}, True)):
+        config = unicorn.Config(**SMALL, **fields)
+        network = unicorn._network(config, knowledge())
+        params = jax.jit(network.init)(jax.random.key(0))
+        gap = network.apply(params, observations) - network.apply(params, other)
+        assert (float(jnp.abs(gap).max()) == 0) == same
+
+
+def test_gradients_are_clipped_where_they_are_to_be(observations):
+    for clipped in (True, False):
+        method = make(clip=1e-12, clip_encoder=clipped, weight_decay=0.0)
+        state = jax.jit(lambda k, m=method: learner.init(m, k))(jax.random.key(0))
+        _, moments = jax.jit(
+            lambda s, m=method: (
+                None,
+                learner.gradient_step(m, s, batch(observations), jax.random.key(0))[
+                    0
+                ].opt_state,
+            )
+        )(state)
+        sizes = [
+            float(jnp.abs(x).max())
+            for path, x in jax.tree_util.tree_leaves_with_path(moments)
+            if "encoder" in jax.tree_util.keystr(path)
+            and "mu" in jax.tree_util.keystr(path)
+        ]
+        assert sizes and (max(sizes) < 1e-11) == clipped
+
+
+def test_as_coded_names_fields_that_exist():
+    names = {field.name for field in dataclasses.fields(unicorn.Config)}
+    assert set(unicorn.AS_CODED) <= names
+
+
+def test_impossible_fields_are_named():
+    with pytest.raises(ValueError, match="no multiple of num_heads"):
+        make(hidden_size=10, num_heads=4)
+    with pytest.raises(ValueError, match="num_convolutions must be at least 1"):
+        make(num_convolutions=0)
+
+
+def test_the_loss_is_the_shared_one():
+    assert unicorn.loss is _q_learning.loss
