@@ -1,0 +1,181 @@
+"""Sampling responses from a language policy: one compiled program.
+
+The prompt is read in one pass, then a loop extends all rows token by token with a
+key-value cache, until each has said a stop token or the longest response is reached.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeAlias
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rlx.networks import transformer
+from rlx.ops import language
+from rlx.ops import sampling as filters
+from rlx.types import Array, Key, Params
+
+
+@struct.dataclass
+class Generated:
+    """Responses, padded on the right."""
+
+    tokens: Array
+    """`int32[B, T]`; `Sampling.pad_token` after the stop token."""
+    mask: Array
+    """`bool[B, T]` True up to the stop token, it included."""
+    log_prob: Array
+    """`float32[B, T]` under the distribution that was sampled from, tempered and
+    filtered; 0 where the mask is False. Greedy: under the unfiltered one."""
+
+
+Sampler: TypeAlias = Callable[[Params, Array, Array, Key | None], Generated]
+"""`(params, prompt int[B, L], mask bool[B, L], key) -> Generated`; no key: greedy.
+Prompts are padded on the left."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn.
+
+    Raises:
+      ValueError: a number out of its range.
+    """
+
+    max_tokens: int
+    """T: the longest response."""
+    temperature: float = 1.0
+    """Divides the logits; > 0."""
+    top_k: int = 0
+    """Words among which to draw; 0: all."""
+    top_p: float = 1.0
+    """Mass of the nucleus in which to draw, in (0, 1]."""
+    min_p: float = 0.0
+    """Least probability, in units of the greatest, in [0, 1)."""
+    stop_tokens: tuple[int, ...] = ()
+    """Any of them ends a response and belongs to it."""
+    pad_token: int = 0
+    """Stands after the end."""
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "max_tokens": self.max_tokens >= 1,
+            "temperature": self.temperature > 0,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "min_p": 0 <= self.min_p < 1,
+        }
+        for name, good in ranges.items():
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)} is out of its range")
+
+
+def filtered(logits: Array, options: Sampling) -> Array:
+    """The logits `[..., V]` that are sampled from: tempered, then filtered."""
+    logits = filters.tempered(logits.astype(jnp.float32), options.temperature)
+    logits = filters.top_k(logits, options.top_k)
+    if options.top_p < 1:
+        logits = filters.top_p(logits, options.top_p)
+    if options.min_p > 0:
+        logits = filters.min_p(logits, options.min_p)
+    return logits
+
+
+def draw(logits: Array, options: Sampling, key: Key | None) -> tuple[Array, Array]:
+    """A token `int32[B]` and its log-probability `[B]`, from logits `[B, V]`."""
+    logits = logits.astype(jnp.float32)
+    if key is None:
+        token = jnp.argmax(logits, axis=-1)
+    else:
+        logits = filtered(logits, options)
+        token = jax.random.categorical(key, logits)
+    token = token.astype(jnp.int32)
+    return token, language.token_log_prob(logits, token)
+
+
+def sampler(config: transformer.Config, options: Sampling) -> Sampler:
+    """A sampler of a decoder with this config.
+
+    Raises (when called):
+      AssertionError: prompts are no matrix of integers, or the mask has another shape.
+      ValueError: prompt and response together have no positions in the network.
+    """
+    network = transformer.decoder(config)
+
+    def generate(
+        params: Params, prompt: Array, mask: Array, key: Key | None
+    ) -> Generated:
+        chex.assert_rank(prompt, 2)
+        chex.assert_equal_shape([prompt, mask])
+        batch, length = prompt.shape
+        room = length + options.max_tokens
+        if room > config.max_length:
+            raise ValueError(
+                f"a prompt of {length} tokens and a response of {options.max_tokens} "
+                f"need {room} positions, the network has {config.max_length}"
+            )
+        empty = transformer.init_cache(config, batch, room)
+        features, cache = transformer.hidden(config, params, prompt, mask, empty)
+        first = transformer.logits(config, params, features[:, -1])
+
+        def extend(state: object, token: Array, alive: Array) -> tuple[Array, object]:
+            found, after = network.apply(
+                params, token[:, None], mask=alive[:, None], cache=state
+            )
+            return found[:, 0], after
+
+        return loop(extend, cache, first, options, key)
+
+    return generate
+
+
+def loop(
+    extend: Callable[[object, Array, Array], tuple[Array, object]],
+    state: object,
+    first: Array,
+    options: Sampling,
+    key: Key | None,
+) -> Generated:
+    """Draws tokens until every row has stopped: the loop of any sampler.
+
+    Args:
+      extend: `(state, token [B], alive bool[B]) -> (logits [B, V], state)`: what comes
+        after a token; rows that are not alive may be given anything.
+      state: a pytree of arrays: cache, or whatever `extend` remembers.
+      first: `[B, V]` logits after the prompt.
+      options: how to draw.
+      key: None: greedy.
+    """
+    batch, steps = first.shape[0], options.max_tokens
+    stops = jnp.array(options.stop_tokens, jnp.int32)
+    keys = None if key is None else jax.random.split(key, steps)
+    pad = jnp.full((batch, steps), options.pad_token, jnp.int32)
+    empty = Generated(
+        pad, jnp.zeros((batch, steps), bool), jnp.zeros((batch, steps), jnp.float32)
+    )
+
+    def running(carry: tuple) -> Array:
+        step, alive, *_ = carry
+        return (step < steps) & jnp.any(alive)
+
+    def body(carry: tuple) -> tuple:
+        step, alive, logits, state, found = carry
+        here = None if keys is None else keys[step]
+        token, log_prob = draw(logits, options, here)
+        token = jnp.where(alive, token, options.pad_token)
+        found = Generated(
+            found.tokens.at[:, step].set(token),
+            found.mask.at[:, step].set(alive),
+            found.log_prob.at[:, step].set(jnp.where(alive, log_prob, 0.0)),
+        )
+        alive = alive & ~jnp.any(token[:, None] == stops[None], axis=-1)
+        logits, state = extend(state, token, alive)
+        return step + 1, alive, logits, state, found
+
+    begin = (jnp.int32(0), jnp.ones((batch,), bool), first, state, empty)
+    return jax.lax.while_loop(running, body, begin)[-1]

@@ -1,0 +1,170 @@
+"""A decoder-only transformer: language policies, reward models.
+
+Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, as today's decoders are built:
+normalisation before each block, rotary positions (Su et al. 2021,
+https://arxiv.org/abs/2104.09864), grouped queries (Ainslie et al. 2023,
+https://arxiv.org/abs/2305.13245), gated linear units (Shazeer 2020,
+https://arxiv.org/abs/2002.05202), low-rank adapters (Hu et al. 2021,
+https://arxiv.org/abs/2106.09685). With learned positions, layer norms, biases and GELU
+it is GPT-2.
+
+All layers' parameters are stacked, leaves `[num_layers, ...]`, and one `scan` runs
+them: compiling takes as long for two layers as for forty. What a layer computes before
+and after its attention is public (`queries_keys_values`, `after_attention`), so that an
+engine with another attention or another cache runs the same weights.
+
+Shapes: B sequences, S tokens, L cache slots, V words, D width, H heads, K key-value
+heads, d head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rlx.networks.transformer_layers import (
+    Config,
+    after_attention,
+    attention,
+    embed,
+    init,
+    is_adapter,
+    logits,
+    normalize,
+    queries_keys_values,
+)
+from rlx.types import Array, Network, Params
+
+__all__ = [
+    "Cache",
+    "Config",
+    "after_attention",
+    "attention",
+    "decoder",
+    "embed",
+    "hidden",
+    "init",
+    "init_cache",
+    "is_adapter",
+    "logits",
+    "normalize",
+    "queries_keys_values",
+]
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of the tokens seen so far."""
+
+    keys: Array
+    """`[layers, B, L, K, d]`."""
+    values: Array
+    """`[layers, B, L, K, d]`."""
+    valid: Array
+    """`bool[B, L]` which slots hold a real token."""
+    length: Array
+    """`int32[]` slots filled, by padding too."""
+    position: Array
+    """`int32[B]` of the next real token."""
+
+
+# --------------------------------------------------------------------- the network
+
+
+def decoder(config: Config) -> Network:
+    """A decoder as a `Network`.
+
+    `apply(params, tokens int[B, S], mask=None) -> logits float32[B, S, V]`: causal;
+    where `mask` is False there is padding, which nobody sees and which takes no
+    position, so that padding on the left changes nothing.
+
+    `apply(params, tokens, mask=mask, cache=cache) -> (logits, cache)`: the tokens come
+    after those in the cache. There must be room: S slots, which nobody checks.
+    """
+
+    def apply(
+        params: Params, tokens: Array, mask: Array | None = None, cache: Any = None
+    ) -> Any:
+        features, cache = hidden(config, params, tokens, mask, cache)
+        found = logits(config, params, features)
+        return found if cache is None else (found, cache)
+
+    return Network(lambda key: init(config, key), apply)
+
+
+def hidden(
+    config: Config,
+    params: Params,
+    tokens: Array,
+    mask: Array | None = None,
+    cache: Cache | None = None,
+) -> tuple[Array, Cache | None]:
+    """What the head reads, `float32[B, S, D]`, and the cache with these tokens in it.
+
+    Raises:
+      AssertionError: tokens are no matrix of integers, or the mask has another shape.
+      ValueError: more tokens than `config.max_length`.
+    """
+    chex.assert_rank(tokens, 2)
+    chex.assert_type(tokens, int)
+    mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+    chex.assert_equal_shape([tokens, mask])
+    if tokens.shape[1] > config.max_length:
+        raise ValueError(
+            f"{tokens.shape[1]} tokens, but the network has positions for "
+            f"{config.max_length}: shorten them or raise Config.max_length"
+        )
+    size = tokens.shape[1]
+    if cache is None:
+        begin, filled, valid = (
+            jnp.zeros(tokens.shape[:1], jnp.int32),
+            jnp.int32(0),
+            mask,
+        )
+    else:
+        begin, filled = cache.position, cache.length
+        valid = jax.lax.dynamic_update_slice(cache.valid, mask, (0, filled))
+    positions = begin[:, None] + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
+    positions = jnp.maximum(positions, 0)
+    slots = jnp.arange(valid.shape[1])
+    causal = slots[None] <= filled + jnp.arange(size)[:, None]
+    seen = causal[None] & valid[:, None]
+
+    def layer(x: Array, now: Any) -> tuple[Array, Any]:
+        weights, old = now
+        queries, keys, values = queries_keys_values(config, weights, x, positions)
+        if old is not None:
+            corner = (0, filled, 0, 0)
+            keys, values = (
+                jax.lax.dynamic_update_slice(o, n.astype(o.dtype), corner)
+                for o, n in zip(old, (keys, values), strict=True)
+            )
+        mixed = attention(queries, keys, values, seen)
+        return after_attention(config, weights, x, mixed), (keys, values)
+
+    old = None if cache is None else (cache.keys, cache.values)
+    x, new = jax.lax.scan(
+        layer, embed(config, params, tokens, positions), (params["layers"], old)
+    )
+    x = normalize(config, params["final"], x)
+    if cache is None:
+        return x, None
+    moved = begin + jnp.sum(mask, axis=1, dtype=jnp.int32)
+    keys, values = new
+    return x, Cache(keys, values, valid, filled + size, moved)
+
+
+def init_cache(config: Config, batch: int, length: int) -> Cache:
+    """An empty cache with `length` slots for each of `batch` sequences."""
+    shape = (config.num_layers, batch, length, config.kv_heads, config.head_size)
+    return Cache(
+        keys=jnp.zeros(shape, config.dtype),
+        values=jnp.zeros(shape, config.dtype),
+        valid=jnp.zeros((batch, length), bool),
+        length=jnp.int32(0),
+        position=jnp.zeros((batch,), jnp.int32),
+    )
