@@ -93,7 +93,9 @@ def utilities(upper: str, difference: Array, preferred: Array) -> Array:
     return jnp.stack([fit, fit], 1)
 
 
-def slope(lower: Lower, where: Where, length: int, utility: Array, weight: Array):
+def slope(
+    lower: Lower, where: Where, length: int, utility: Array, weight: Array
+) -> PyTree:
     """∂_θ E[U(τ₀) + U(τ₁)], a pytree like θ, by the score function.
 
     Of each U the mean over the *other* pairs is subtracted, which is unbiased.

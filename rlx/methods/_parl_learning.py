@@ -147,15 +147,16 @@ def make_session(
     """Asks about fresh pairs, and follows the hypergradient."""
 
     def session(learner: LearnerState, batch: Batch, key: Key) -> LearnerState:
-        draw_key, ask_key, fit_key = jax.random.split(key, 3)
+        draw_key, choose_key, ask_key, fit_key = jax.random.split(key, 4)
         params, experience = learner.params["reward"], batch.experience
         where = segments.draw(
             draw_key, experience, config.num_candidates, config.segment_length
         )
         candidates = segments.cut(experience, where, config.segment_length)
-        pairs, answer, index = _preference.session(
-            ask_key, config, reward, params, candidates, ask
+        pairs, index = _preference.choose(
+            choose_key, config, reward, params, candidates
         )
+        answer = _preference.consult(ask_key, config, pairs, candidates, ask)
         labels = learner.stats.labels
         pairs = _preference.within_budget(config, labels, pairs)
         labels = segments.write(labels, pairs, answer)

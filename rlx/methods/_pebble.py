@@ -9,6 +9,7 @@ memory is relabelled at once, and no transition is ever worth what an old reward
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,29 @@ from rlx.methods import _pebble_learning as _learning
 from rlx.methods._pebble_learning import Config, FitLoss, Prepared, Stats
 from rlx.methods._preference import Ask, Reward
 from rlx.ops import normalization, segments, targets
+from rlx.ops.preference import Answer
 from rlx.ops.segments import Pairs
 from rlx.types import Array, EnvSpec, Key, LearnerState, Method, Metrics, Params
+
+
+class Asked(NamedTuple):
+    """What a session asked, and what it was told."""
+
+    queries: Pairs
+    answer: Answer
+    candidates: Pairs
+    """From which the queries were chosen."""
+
+
+class Session(NamedTuple):
+    """Its two parts: whoever answers may take their time in between."""
+
+    choose: Callable[[LearnerState, Pairs, Key], Pairs]
+    """`(learner, candidates, key) -> queries`, within the budget."""
+    learn: Callable[[LearnerState, Asked, Key], LearnerState]
+    """`(learner, asked, key) -> learner`: keeps the labels, fits the reward to all."""
+    reward: Callable[[LearnerState, Array, Array], Array]
+    """`(learner, observation [..., *D], action [..., *A]) -> [...]`, as learned."""
 
 
 def build(
@@ -81,19 +103,15 @@ def build(
         num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches,
     )
-    refit = _learning.make_refit(config, optimizers[1], fit_loss(reward))
+    session = make_session(spec, config, fit_loss)
     steps = _learning.make_steps(method, config, optimizers[0])
 
     def begin(learner: LearnerState, pairs: Pairs, key: Key) -> LearnerState:
         """A session: ask, and fit the reward to all labels."""
-        ask_key, fit_key = jax.random.split(key)
-        queries, answer, _ = _preference.session(
-            ask_key, config, reward, learner.params["reward"], pairs, ask, margin
-        )
-        queries = _preference.within_budget(config, learner.stats.labels, queries)
-        labels = segments.write(learner.stats.labels, queries, answer)
-        learner = learner.replace(stats=learner.stats.replace(labels=labels))
-        return refit(learner, pairs, fit_key)
+        choose_key, ask_key, fit_key = jax.random.split(key, 3)
+        queries = session.choose(learner, pairs, choose_key)
+        answer = _preference.consult(ask_key, config, queries, pairs, ask, margin)
+        return session.learn(learner, Asked(queries, answer, pairs), fit_key)
 
     def update(
         learner: LearnerState, batch: Prepared, key: Key
@@ -121,6 +139,31 @@ def build(
         return learner.replace(stats=stats), {**metrics, **report}
 
     return method._replace(update=update)
+
+
+def make_session(
+    spec: EnvSpec, config: Config, fit_loss: Callable[[Reward], FitLoss]
+) -> Session:
+    """The parts of a session between which a teacher is asked."""
+    reward = _preference.make_reward(spec, config)
+    optimizer = optax.adam(config.reward_learning_rate)
+    refit = _learning.make_refit(config, optimizer, fit_loss(reward))
+
+    def choose(learner: LearnerState, candidates: Pairs, key: Key) -> Pairs:
+        params = learner.params["reward"]
+        pairs, _ = _preference.choose(key, config, reward, params, candidates)
+        return _preference.within_budget(config, learner.stats.labels, pairs)
+
+    def learn(learner: LearnerState, asked: Asked, key: Key) -> LearnerState:
+        stats = learner.stats
+        labels = segments.write(stats.labels, asked.queries, asked.answer)
+        learner = learner.replace(stats=stats.replace(labels=labels))
+        return refit(learner, asked.candidates, key)
+
+    def value(learner: LearnerState, observation: Array, action: Array) -> Array:
+        return reward.mean(learner.params["reward"], observation, action)
+
+    return Session(choose, learn, value)
 
 
 def _is_due(config: Config, stats: Stats) -> tuple[Array, Array]:

@@ -298,13 +298,15 @@ def make_steps(
         count = batch.novelty.shape[0]
         rows = jnp.tile(jnp.arange(count), config.num_epochs)
 
-        def body(learner: LearnerState, inputs: tuple[Array, Key]) -> tuple:
+        def body(
+            learner: LearnerState, inputs: tuple[Array, Key]
+        ) -> tuple[LearnerState, Metrics]:
             row, own = inputs
             return step(learner, _rows(batch, row), own)
 
         keys = jax.random.split(key, rows.size)
-        learner, metrics = jax.lax.scan(body, learner, (rows, keys))
-        return learner, jax.tree.map(jnp.mean, metrics)
+        learner, history = jax.lax.scan(body, learner, (rows, keys))
+        return learner, {name: jnp.mean(x) for name, x in history.items()}
 
     def catch_up(
         learner: LearnerState, batch: Prepared, key: Key, number: Array
@@ -329,8 +331,8 @@ def make_steps(
 
 def _rows(batch: Prepared, index: Array | tuple[Array, Array]) -> Prepared:
     """Some of the experience, and no candidates: losses do not read them."""
-    chosen = jax.tree.map(lambda x: x[index], (batch.experience, batch.novelty))
-    return Prepared(*chosen, candidates=batch.candidates)
+    experience = jax.tree.map(lambda x: x[index], batch.experience)
+    return Prepared(experience, batch.novelty[index], batch.candidates)
 
 
 def check(config: Config) -> None:

@@ -149,46 +149,54 @@ def minibatch(key: Key, config: PreferenceConfig, labels: Labels) -> Array:
     return jax.random.randint(key, shape, 0, jnp.maximum(labels.size, 1))
 
 
-def session(
-    key: Key,
-    config: PreferenceConfig,
-    reward: Reward,
-    params: Params,
-    candidates: Pairs,
-    ask: Ask | None = None,
-    margin: int = 0,
-) -> tuple[Pairs, Answer, Array]:
-    """Chooses queries among candidates and asks the teacher.
+def choose(
+    key: Key, config: PreferenceConfig, reward: Reward, params: Params, pairs: Pairs
+) -> tuple[Pairs, Array]:
+    """Which candidates to ask about.
 
     Args:
       key: used once.
-      config: how to choose, and the scripted teacher.
+      config: how to choose, and how many.
       reward: the ensemble.
       params: its parameters.
-      candidates: pairs to choose from.
-      ask: the teacher; the scripted one if None.
-      margin: steps at either end of a segment that the teacher does not see.
+      pairs: candidates.
 
     Returns:
-      The queries, the answers, and which candidates they were.
+      The queries, and their indices among the candidates.
     """
-    choose_key, ask_key = jax.random.split(key)
-    number, count = candidates.whole.shape[0], config.queries_per_session
     if config.query_selection == "uniform":
-        score = jax.random.uniform(choose_key, (number,))
+        score = jax.random.uniform(key, pairs.whole.shape)
     else:
-        score = disagreement(reward, params, candidates)
-    pairs, index = segments.choose(candidates, score, count)
+        score = disagreement(reward, params, pairs)
+    return segments.choose(pairs, score, config.queries_per_session)
+
+
+def consult(
+    key: Key,
+    config: PreferenceConfig,
+    pairs: Pairs,
+    candidates: Pairs,
+    ask: Ask | None = None,
+    margin: int = 0,
+) -> Answer:
+    """What the teacher answers.
+
+    Args:
+      key: used once.
+      config: the scripted teacher.
+      pairs: the queries.
+      candidates: from which they were chosen: their mean return sets its thresholds.
+      ask: the teacher; the scripted one if None.
+      margin: steps at either end of a segment that the teacher does not see.
+    """
     inside = slice(margin, candidates.reward.shape[-1] - margin)
     shown = jnp.moveaxis(pairs.reward[..., inside], -1, 0)
-    if ask is None:
-        typical = candidates.reward[..., inside].sum(-1).mean(-1)
-        whole = candidates.whole.astype(typical.dtype)
-        teacher = make_teacher(config, preference.weighted_mean(typical, whole))
-        answer = preference.ask(ask_key, shown[..., 0], shown[..., 1], teacher)
-    else:
-        answer = ask(ask_key, shown[..., 0], shown[..., 1])
-    return pairs, answer, index
+    if ask is not None:
+        return ask(key, shown[..., 0], shown[..., 1])
+    typical = candidates.reward[..., inside].sum(-1).mean(-1)
+    whole = candidates.whole.astype(typical.dtype)
+    teacher = make_teacher(config, preference.weighted_mean(typical, whole))
+    return preference.ask(key, shown[..., 0], shown[..., 1], teacher)
 
 
 def within_budget(config: PreferenceConfig, labels: Labels, pairs: Pairs) -> Pairs:

@@ -14,14 +14,18 @@ against the whole memory, and thresholds of the teacher count their fraction onc
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import chex
 
 from rlx.methods import _pebble, _pebble_learning, _preference
 from rlx.ops import preference
+from rlx.ops.segments import Labels, Pairs
 from rlx.types import Array, EnvSpec, Key, Method, Params
 
 SOURCE = "segments"
+Asked = _pebble.Asked
+"""What a session asked, and what it was told."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +72,34 @@ def make(
       ValueError: a field of the config has an impossible value, a segment is longer
         than an episode, or the actions are no vectors with finite bounds.
     """
+    return _pebble.build(spec, config, _fit_loss(config), ask, margin=0)
 
+
+def make_session(
+    spec: EnvSpec,
+    config: Config = Config(),  # noqa: B008 (frozen)
+) -> _pebble.Session:
+    """A session in two parts, for teachers outside of the compiled program.
+
+    Train with `num_labels=0`, so that the method asks nobody; between two runs choose
+    queries among a batch's candidates, show them to a person, and learn from what they
+    say. The learner's state stays all that a run is.
+
+    Args:
+      spec: the environment's.
+      config: as of the method, with the budget that the person grants.
+    """
+    _pebble_learning.check(config)
+    return _pebble.make_session(spec, config, _fit_loss(config))
+
+
+def _fit_loss(
+    config: Config,
+) -> Callable[[_preference.Reward], _pebble_learning.FitLoss]:
     def fit_loss(reward: _preference.Reward) -> _pebble_learning.FitLoss:
-        def total(params: Params, labels, candidates, key: Key) -> _preference.Fit:
+        def total(
+            params: Params, labels: Labels, candidates: Pairs, key: Key
+        ) -> _preference.Fit:
             del candidates
             index = _preference.minibatch(key, config, labels)
             return _preference.label_loss(
@@ -79,4 +108,4 @@ def make(
 
         return total
 
-    return _pebble.build(spec, config, fit_loss, ask, margin=0)
+    return fit_loss

@@ -59,6 +59,7 @@ def loss(difference: Array, own_difference: Array, *, confidence: float) -> Arra
       AssertionError: the arrays' shapes differ, or one does not hold floats.
     """
     chex.assert_equal_shape([difference, own_difference])
+    chex.assert_type([difference, own_difference], float)
     label = pseudo_label(own_difference, confidence)
     return -label.weight * preference.log_likelihood(difference, label.preference)
 

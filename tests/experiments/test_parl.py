@@ -240,3 +240,26 @@ def test_the_lure_in_the_test_is_the_one_of_the_experiment():
         direct, implicit = worlds.closed_form(world, known, np.array([nu]))
         expected = lure_fields(np.array([nu]))
         np.testing.assert_allclose([direct, direct + implicit], expected, atol=1e-10)
+
+
+def test_the_study_of_control_counts_labels_and_samples():
+    from experiments.parl import summary
+
+    grid = np.array([1.0, 10.0, 100.0])
+    # Half of the way from 10 to 100 in logarithms.
+    assert summary.needed(np.array([0.0, 1.0, 3.0]), grid, 2.0) == pytest.approx(
+        10**1.5
+    )
+    assert summary.needed(np.array([5.0, 1.0, 3.0]), grid, 2.0) == 1.0
+    assert summary.needed(np.array([0.0, 1.0, 1.5]), grid, 2.0) == np.inf
+    # The first needs a tenth of what the second does, for every seed.
+    fast = np.array([[0.0, 0.0], [4.0, 4.0], [4.0, 4.0]])
+    slow = np.array([[0.0, 0.0], [0.0, 0.0], [4.0, 4.0]])
+    found = summary.ratio([fast, slow], grid, 4.0)
+    assert found["ratio"] == pytest.approx(0.1)
+    assert found["interval_95"] == pytest.approx([0.1, 0.1])
+    # One that never arrives has no ratio, and says so.
+    found = summary.ratio([fast, 0 * slow], grid, 4.0)
+    assert found["ratio"] is None
+    assert found["interval_80"] is None
+    assert found["arrives"] == [1.0, 0.0]

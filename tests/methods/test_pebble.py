@@ -213,6 +213,38 @@ def test_its_lower_level_is_soft_actor_critic():
     np.testing.assert_allclose(mine, theirs, rtol=1e-5)
 
 
+def test_a_person_may_answer_between_two_programs():
+    method, source = pendulum_case()
+    config = pebble.Config(**{**PEBBLE, "num_labels": 15})
+    session = pebble.make_session(source.env.spec, config)
+    state, _ = preference_learning.trained(pendulum_case)
+    policy = learner.policy(method, state.learner)
+    _, batch, _ = source.next(state.source, policy, jax.random.key(2))
+    pairs = batch.candidates.replace(whole=jnp.ones(6, bool))
+    before = state.learner
+    assert int(before.stats.labels.asked) == 12
+
+    @jax.jit
+    def both(before):
+        queries = session.choose(before, pairs, jax.random.key(3))
+        answer = preference.Answer(jnp.array([1.0, 0.0, 0.5, 1.0]), jnp.ones(4))
+        asked = pebble.Asked(queries, answer, pairs)
+        return queries, session.learn(before, asked, jax.random.key(4))
+
+    queries, after = both(before)
+    # 12 of 15 are spent: of four queries, one is too many.
+    assert int(queries.whole.sum()) == 3
+    assert int(after.stats.labels.asked) == 15
+    assert int(after.stats.labels.ties) == int(before.stats.labels.ties) + 1
+    moved = jax.tree.map(
+        lambda a, b: bool(jnp.any(a != b)), before.params, after.params
+    )
+    assert all(jax.tree.leaves(moved["reward"]))
+    assert not any(jax.tree.leaves({**moved, "reward": False}))
+    observation, action = batch.experience.observation, batch.experience.action
+    assert session.reward(after, observation, action).shape == (2, 8)
+
+
 @pytest.mark.slow
 def test_it_learns_from_preferences_which_action_suits_which_observation():
     env = probe.make("observation_action_continuous")
