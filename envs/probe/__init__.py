@@ -19,12 +19,14 @@ from envs.probe.one_step import (
     observation_action,
     observation_reward,
 )
+from envs.probe.pressing import button
 from rlx.types import Env
 
 __all__ = [
     "BEST_ACTION",
     "LQRSolution",
     "action_reward",
+    "button",
     "cartpole",
     "chain",
     "chain_values",
@@ -46,6 +48,7 @@ __all__ = [
 _MAKERS: dict[str, Callable[..., Env]] = {
     "action_reward": action_reward,
     "action_reward_continuous": functools.partial(action_reward, continuous=True),
+    "button": button,
     "cartpole": cartpole,
     "chain": chain,
     "constant_reward": constant_reward,

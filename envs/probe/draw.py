@@ -109,6 +109,34 @@ def pendulum(state: Any, *, width: int = WIDTH, height: int = HEIGHT) -> np.ndar
     return canvas.image()
 
 
+def button(state: Any, *, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    """The arm and its button, which darkens as it is pressed.
+
+    A state that is not finite is drawn without an arm.
+
+    Args:
+      state: a `ButtonState`.
+      width: pixels.
+      height: pixels.
+
+    Returns:
+      `uint8[height, width, 3]`.
+    """
+    canvas = Canvas((width, height), 2.6 * width / height, floor=1.3)
+    along = np.cumsum(np.asarray(state.angle, np.float64))
+    x, y = (float(value) for value in np.asarray(state.button))
+    pressed = float(state.depth) > 0
+    canvas.disc(x, y, 0.05, _DARK if pressed else _GOAL)
+    if np.all(np.isfinite(along)):
+        joint = (0.0, 0.0)
+        for angle in along:
+            # `rod` counts from upright, clockwise: its angle is 90 degrees less ours.
+            joint = canvas.rod(joint, np.pi / 2 - float(angle), 0.5, _POLE)
+        canvas.disc(*joint, 0.04, _BODY)
+    canvas.disc(0, 0, 0.07, _DARK)
+    return canvas.image()
+
+
 def cartpole(state: Any, *, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
     """The cart on its track between the two limits; positive angles lean right.
 
