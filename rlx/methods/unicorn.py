@@ -122,6 +122,9 @@ class GraphState:
     """`int32[..., M]` the candidates with the greatest weights."""
     weights: Array
     """`[..., M]` in (0, 1): how well each suits; the edges to the user."""
+    rest: Array
+    """`[..., 1 + T + L]` all other candidates, merged into one node: the sums of their
+    edges to the user, the accepted attributes and `attribute_actions`."""
     item_actions: Array
     """`int32[..., K]` items that can be recommended, best first."""
     attribute_actions: Array
@@ -147,10 +150,14 @@ def graph_state(  # noqa: PLR0913 (what is known about a conversation)
     scores: Array,
     attribute_actions: Array,
     *,
+    counts: Callable[[Array], Array],
     num_items: int,
     num_actions: int,
 ) -> GraphState:
     """What is known about a conversation, as an observation. No batch axes: `vmap`.
+
+    The paper's graph has all candidates as nodes. Here those beyond the best M are one
+    node, whose edges are the sums of theirs: degrees stay those of the whole graph.
 
     Args:
       user: `int32[]`.
@@ -158,6 +165,7 @@ def graph_state(  # noqa: PLR0913 (what is known about a conversation)
       candidate: `bool[I]` items that are still possible.
       scores: `[I]` how well every item suits, before the logistic function.
       attribute_actions: `int32[L]`, -1 where there are fewer.
+      counts: `float[I] -> [P]`: sums over the items that have each attribute.
       num_items: M, items kept as nodes: those with the greatest scores.
       num_actions: K, items that can be recommended.
 
@@ -171,15 +179,26 @@ def graph_state(  # noqa: PLR0913 (what is known about a conversation)
     best, items = jax.lax.top_k(masked, num_items)
     there = best > -jnp.inf
     items = jnp.where(there, items, -1).astype(jnp.int32)
-    weights = jnp.where(there, jax.nn.sigmoid(jnp.clip(best, -30, 30)), 0.0)
+    weights = jnp.where(there, _suits(best), 0.0)
+    others = candidate.at[jnp.where(there, items, candidate.size)].set(
+        False, mode="drop"
+    )
+    attributes = jnp.concatenate([accepted, attribute_actions])
+    edges = counts(others.astype(jnp.float32))[jnp.maximum(attributes, 0)]
+    to_user = jnp.sum(jnp.where(others, _suits(scores), 0.0))
     return GraphState(
         user=user.astype(jnp.int32),
         accepted=accepted.astype(jnp.int32),
         items=items,
         weights=weights,
+        rest=jnp.append(to_user, jnp.where(attributes >= 0, edges, 0.0)),
         item_actions=items[:num_actions],
         attribute_actions=attribute_actions.astype(jnp.int32),
     )
+
+
+def _suits(scores: Array) -> Array:
+    return jax.nn.sigmoid(jnp.clip(scores, -30, 30))
 
 
 def make(
@@ -246,6 +265,7 @@ def _network(config: Config, knowledge: Knowledge) -> Network:
         encoder_key, heads_key, *keys = jax.random.split(key, 2 + len(tables))
         # One item, and a user with one accepted attribute.
         parts = {
+            "rest": jnp.zeros((size,)),
             "encoder": encoder.init(
                 encoder_key,
                 jnp.zeros((1, 1, size)),
@@ -273,7 +293,7 @@ def _network(config: Config, knowledge: Knowledge) -> Network:
     def apply(params: Params, observation: GraphState) -> Array:
         batch, joined = observation.user.shape, _flat(observation)
         vectors = params.get("vectors", tables)
-        nodes = _nodes(vectors, joined, knowledge.has)
+        nodes = _nodes(vectors, params["rest"], joined, knowledge.has)
         state = encoder.apply({"params": params["encoder"]}, *nodes)
         actions = jnp.concatenate(
             [
@@ -301,7 +321,10 @@ def _one_by_one(network: Network) -> Callable[[Params, GraphState], Array]:
 
 
 def _nodes(
-    vectors: Params, observation: GraphState, has: Callable[[Array, Array], Array]
+    vectors: Params,
+    rest: Array,
+    observation: GraphState,
+    has: Callable[[Array, Array], Array],
 ) -> tuple[Array, Array, Array, Array]:
     """Vectors of both sides, the edges between them, which attributes are accepted."""
     attributes = jnp.concatenate(
@@ -320,8 +343,10 @@ def _nodes(
         ],
         axis=-2,
     )
-    accepted = observation.accepted >= 0
-    return _rows(vectors["items"], items), others, edges, accepted
+    edges = jnp.concatenate([edges, observation.rest[..., None, :]], axis=-2)
+    last = jnp.broadcast_to(rest, (*items.shape[:-1], 1, rest.size))
+    nodes = jnp.concatenate([_rows(vectors["items"], items), last], axis=-2)
+    return nodes, others, edges, observation.accepted >= 0
 
 
 def _rows(table: Array, ids: Array) -> Array:

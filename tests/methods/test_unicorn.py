@@ -17,6 +17,9 @@ from rlx.types import Array, Box, Discrete, Env, EnvSpec, Step, Transition
 
 NUM_USERS, NUM_ITEMS, NUM_ATTRIBUTES, SIZE = 3, 12, 5, 4
 TURNS, NODES, ACTIONS, QUESTIONS = 3, 8, 4, 3
+BELONGS = jnp.asarray(
+    np.random.default_rng(0).random((NUM_ITEMS, NUM_ATTRIBUTES)) < 0.5
+)
 SMALL = {"hidden_size": 8, "num_heads": 2, "feedforward": 8}
 CHOICE = unicorn.Choice(
     attribute=Discrete(NUM_ATTRIBUTES),
@@ -31,14 +34,13 @@ def conformance_cases():
 
 
 def knowledge() -> unicorn.Knowledge:
-    generator = np.random.default_rng(0)
-    belongs = jnp.asarray(generator.random((NUM_ITEMS, NUM_ATTRIBUTES)) < 0.5)
+    generator = np.random.default_rng(1)
     vectors = [
         jnp.float32(generator.normal(size=(number, SIZE)))
         for number in (NUM_USERS, NUM_ITEMS, NUM_ATTRIBUTES)
     ]
     return unicorn.Knowledge(
-        *vectors, lambda i, a: belongs[i[..., :, None], a[..., None, :]]
+        *vectors, lambda i, a: BELONGS[i[..., :, None], a[..., None, :]]
     )
 
 
@@ -56,6 +58,7 @@ def conversation(key: Array, user: Array, turn: Array) -> unicorn.GraphState:
             jax.random.permutation(third, NUM_ATTRIBUTES)[:QUESTIONS],
             -1,
         ),
+        counts=lambda mask: mask @ BELONGS.astype(jnp.float32),
         num_items=NODES,
         num_actions=ACTIONS,
     )
@@ -134,21 +137,34 @@ def params_of(method, seed: int = 0):
     return jax.jit(method.init)(jax.random.key(seed))
 
 
-def test_nodes_are_the_best_candidates_and_edges_the_logistic_function():
+def test_nodes_are_the_best_candidates_and_the_rest_is_one_node():
     scores = jnp.array([3.0, -1.0, 2.0, 100.0, 0.0])
-    state = unicorn.graph_state(
-        jnp.int32(1),
-        jnp.array([4, -1]),
-        jnp.array([True, True, False, True, False]),
-        scores,
-        jnp.array([2, -1]),
-        num_items=4,
-        num_actions=2,
-    )
-    np.testing.assert_array_equal(state.items, [3, 0, 1, -1])
-    expected = [1.0, 1 / (1 + np.exp(-3)), 1 / (1 + np.exp(1)), 0.0]
-    np.testing.assert_allclose(state.weights, expected, rtol=1e-6)
-    np.testing.assert_array_equal(state.item_actions, [3, 0])
+    has = jnp.array([[1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 0, 1], [0, 1, 1]])
+
+    def state(num_items):
+        return unicorn.graph_state(
+            jnp.int32(1),
+            jnp.array([2, -1]),
+            jnp.array([True, True, False, True, False]),
+            scores,
+            jnp.array([1, -1]),
+            counts=lambda mask: mask @ has.astype(jnp.float32),
+            num_items=num_items,
+            num_actions=2,
+        )
+
+    whole, cut = state(4), state(2)
+    weights = [1.0, 1 / (1 + np.exp(-3)), 1 / (1 + np.exp(1)), 0.0]
+    np.testing.assert_array_equal(whole.items, [3, 0, 1, -1])
+    np.testing.assert_allclose(whole.weights, weights, rtol=1e-6)
+    np.testing.assert_array_equal(whole.rest, np.zeros(5))
+    np.testing.assert_array_equal(cut.items, [3, 0])
+    # Item 1 is left over: it has attributes 1 and 2.
+    np.testing.assert_allclose(cut.rest, [weights[2], 1, 0, 1, 0], rtol=1e-6)
+    np.testing.assert_array_equal(whole.item_actions, [3, 0])
+    for graph in (whole, cut):
+        degree = jnp.sum(graph.weights) + graph.rest[0]
+        np.testing.assert_allclose(degree, np.sum(weights), rtol=1e-6)
 
 
 def test_a_list_holds_the_candidates_by_their_value_and_an_ask_its_attribute():
@@ -157,6 +173,7 @@ def test_a_list_holds_the_candidates_by_their_value_and_an_ask_its_attribute():
         accepted=jnp.zeros((2, 1), jnp.int32),
         items=jnp.zeros((2, 3), jnp.int32),
         weights=jnp.zeros((2, 3)),
+        rest=jnp.zeros((2, 4)),
         item_actions=jnp.array([[7, 8, -1], [7, 8, 9]]),
         attribute_actions=jnp.array([[3, 4], [3, 4]]),
     )
@@ -191,6 +208,9 @@ def padded(state: unicorn.GraphState) -> unicorn.GraphState:
         accepted=more(state.accepted),
         items=more(state.items),
         weights=more(state.weights, 0.0),
+        rest=jnp.insert(
+            more(state.rest, 0.0), jnp.array([1 + TURNS] * 2), 0.0, axis=-1
+        ),
         attribute_actions=more(state.attribute_actions),
     )
 
