@@ -57,3 +57,12 @@ def joined(
         mask=jnp.concatenate([prompt_mask, answer_mask], axis=-1),
         response=jnp.concatenate([nothing, answer_mask], axis=-1),
     )
+
+
+@struct.dataclass
+class Calibrated:
+    """Preferences, and for each pair a response from a calibration distribution."""
+
+    pairs: Preferences
+    calibration: Sequences
+    """To the same prompts; as many rows as there are pairs."""
