@@ -12,7 +12,7 @@ from flax import struct
 
 from rlx import learner
 from rlx.data.prioritised import prioritised
-from rlx.methods import _q_learning, unicorn
+from rlx.methods import _conversation, _q_learning, unicorn
 from rlx.types import Array, Box, Discrete, Env, EnvSpec, Step, Transition
 
 NUM_USERS, NUM_ITEMS, NUM_ATTRIBUTES, SIZE = 3, 12, 5, 4
@@ -178,7 +178,7 @@ def test_a_list_holds_the_candidates_by_their_value_and_an_ask_its_attribute():
         attribute_actions=jnp.array([[3, 4], [3, 4]]),
     )
     values = jnp.array([[1.0, 2.0, 9.0, 0.0, 0.0], [3.0, 1.0, 2.0, 0.0, 5.0]])
-    choice = unicorn._choice(state, values, jnp.array([1, 4]))
+    choice = _conversation.choose(state, values, jnp.array([1, 4]))
     np.testing.assert_array_equal(choice.attribute, [-1, 4])
     np.testing.assert_array_equal(choice.items, [[8, 7, -1], [7, 9, 8]])
 
@@ -189,7 +189,7 @@ def test_what_is_not_allowed_is_never_chosen(observations):
     act = jax.jit(
         lambda key: method.act(params, jnp.int32(0), observations, (), key)[0]
     )
-    allowed = np.asarray(unicorn._allowed(observations))
+    allowed = np.asarray(_conversation.allowed(observations))
     seen = np.zeros_like(allowed)
     for seed in range(60):
         index = np.asarray(act(jax.random.key(seed)).index)
