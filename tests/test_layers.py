@@ -49,12 +49,14 @@ DOORS = {
     "mujoco": ("envs.mujoco",),
     "mujoco_playground": ("envs.playground",),
     "orbax": ("rlx.checkpoint",),
+    "safetensors": ("rlx.networks.pretrained",),
     "tensorboardX": ("rlx.record",),
+    "tokenizers": ("rlx.data.tokenizer",),
     "wandb": ("rlx.record",),
 }
 # Records of arrays are flax dataclasses everywhere: the module `struct` is no door.
 OPEN = {"flax.struct"}
-ORACLES = {"distrax", "pytest", "rlax", "rliable", "scipy", "torch"}
+ORACLES = {"distrax", "pytest", "rlax", "rliable", "scipy", "torch", "transformers"}
 FORBIDDEN_NAMES = {"obs", "rng", "ts", "mb", "done", "dones"}
 FORBIDDEN_CALLS = {"PRNGKey": "jax.random.key", "pmap": "vmap or shard_map"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,9 @@ def sequences(
       LanguageDataError: a row does not fit.
     """
     count = len(prompts)
-    tokens = np.full((count, length), pad, np.int32)
+    tokens: Any = np.full((count, length), pad, np.int32)
+    mask: Any
+    answer: Any
     mask, answer = np.zeros((2, count, length), bool)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         begin, end = len(prompt), len(prompt) + len(response)

@@ -10,6 +10,7 @@ the common forms, in plain text. The token that ends a response is added to each
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 
@@ -57,12 +58,12 @@ def load(
             kept.append((prompt, chosen, rejected))
     report.kept = len(kept)
     packing.require_sound(report, str(path), drop=drop)
-    prompts, chosen, rejected = zip(*kept, strict=True)
+    prompts, *sides = zip(*kept, strict=True)
     one, two = (
-        packing.sequences(prompts, side, length, tokenizer.pad)
-        for side in (chosen, rejected)
+        packing.sequences(prompts, side, length, tokenizer.pad) for side in sides
     )
-    return Preferences(one, two, np.ones(len(kept), np.float32)), report
+    weight: Any = np.ones(len(kept), np.float32)
+    return Preferences(one, two, weight), report
 
 
 def load_demonstrations(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,8 @@ def load(
             kept.append(tokens)
     report.kept = len(kept)
     packing.require_sound(report, str(path), drop=drop)
-    return Prompts(*packing.left_padded(kept, length, tokenizer.pad)), report
+    packed: Any = packing.left_padded(kept, length, tokenizer.pad)
+    return Prompts(*packed), report
 
 
 def respond(

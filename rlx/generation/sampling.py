@@ -122,6 +122,7 @@ def sampler(config: transformer.Config, options: Sampling) -> Sampler:
         empty = transformer.init_cache(config, batch, room)
         features, cache = transformer.hidden(config, params, prompt, mask, empty)
         first = transformer.logits(config, params, features[:, -1])
+        params, cache = transformer.unstacked(params, cache)
 
         def extend(state: object, token: Array, alive: Array) -> tuple[Array, object]:
             found, after = network.apply(
@@ -163,8 +164,7 @@ def loop(
         step, alive, *_ = carry
         return (step < steps) & jnp.any(alive)
 
-    def body(carry: tuple) -> tuple:
-        step, alive, logits, state, found = carry
+    def say(step: Array, alive: Array, logits: Array, found: Generated) -> tuple:
         here = None if keys is None else keys[step]
         token, log_prob = draw(logits, options, here)
         token = jnp.where(alive, token, options.pad_token)
@@ -174,8 +174,12 @@ def loop(
             found.log_prob.at[:, step].set(jnp.where(alive, log_prob, 0.0)),
         )
         alive = alive & ~jnp.any(token[:, None] == stops[None], axis=-1)
-        logits, state = extend(state, token, alive)
-        return step + 1, alive, logits, state, found
+        return step + 1, alive, token, found
 
-    begin = (jnp.int32(0), jnp.ones((batch,), bool), first, state, empty)
-    return jax.lax.while_loop(running, body, begin)[-1]
+    def body(carry: tuple) -> tuple:
+        step, alive, token, found, state = carry
+        logits, state = extend(state, token, alive)
+        return *say(step, alive, logits, found), state
+
+    begin = say(jnp.int32(0), jnp.ones((batch,), bool), first, empty)
+    return jax.lax.while_loop(running, body, (*begin, state))[-2]

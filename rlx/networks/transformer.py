@@ -53,6 +53,7 @@ __all__ = [
     "logits",
     "normalize",
     "queries_keys_values",
+    "unstacked",
 ]
 
 
@@ -147,8 +148,8 @@ def hidden(
         return after_attention(config, weights, x, mixed), (keys, values)
 
     old = None if cache is None else (cache.keys, cache.values)
-    x, new = jax.lax.scan(
-        layer, embed(config, params, tokens, positions), (params["layers"], old)
+    x, new = _through(
+        layer, embed(config, params, tokens, positions), params["layers"], old
     )
     x = normalize(config, params["final"], x)
     if cache is None:
@@ -156,6 +157,33 @@ def hidden(
     moved = begin + jnp.sum(mask, axis=1, dtype=jnp.int32)
     keys, values = new
     return x, Cache(keys, values, valid, filled + size, moved)
+
+
+def _through(layer: Any, x: Array, weights: Any, old: Any) -> tuple[Array, Any]:
+    """All layers in turn: a scan over stacked ones, a loop over a tuple of them."""
+    if not isinstance(weights, tuple):
+        return jax.lax.scan(layer, x, (weights, old))
+    found = []
+    for i, now in enumerate(weights):
+        x, new = layer(x, (now, None if old is None else (old[0][i], old[1][i])))
+        found.append(new)
+    keys, values = zip(*found, strict=True)
+    return x, (keys, values)
+
+
+def unstacked(params: Params, cache: Cache) -> tuple[Params, Cache]:
+    """Layers, keys and values as tuples, which `decoder` and `hidden` take as well.
+
+    A scan copies every layer's weights and cache as it comes to them. That is nothing
+    beside many tokens, and half of the time of one: unstack before a loop over tokens,
+    outside of it.
+    """
+    count = len(cache.keys)
+    layers = tuple(
+        jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(count)
+    )
+    parts = {"keys": tuple(cache.keys), "values": tuple(cache.values)}
+    return {**params, "layers": layers}, cache.replace(**parts)
 
 
 def init_cache(config: Config, batch: int, length: int) -> Cache:

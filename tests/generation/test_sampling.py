@@ -111,3 +111,9 @@ def test_what_has_no_positions_is_refused() -> None:
     made = sampler(CONFIG, Sampling(max_tokens=14))
     with pytest.raises(ValueError, match="need 17 positions"):
         made(params(), PROMPT, MASK, None)
+
+
+def test_no_key_is_used_twice() -> None:
+    made = sampler(CONFIG, Sampling(max_tokens=3, stop_tokens=(2,)))
+    with jax.debug_key_reuse(True):
+        jax.jit(lambda key: made(params(), PROMPT, MASK, key))(jax.random.key(0))
