@@ -118,6 +118,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "training": lambda content: races(content["rows"]),
     "off_policy": lambda content: races(content["rows"], content["unit"]),
     "offline": lambda content: races(content["rows"], content["unit"]),
+    "language": lambda content: races(content["rows"], content["unit"]),
     "seeds": seeds,
     "parts": parts,
     "startup": startup,

@@ -13,6 +13,7 @@ PEERS = {
     # rejax 0.1.3 unpacks five results of an environment's step; gymnax 1 returns six.
     "rejax": ("rejax", "gymnax<1"),
     "sb3": ("stable-baselines3", "sbx-rl", "gymnasium[mujoco]"),
+    "transformers": ("torch", "transformers"),
     "envpool": ("envpool", "gymnasium[mujoco]"),
 }
 """What pip installs into the virtual environment of each."""

@@ -122,6 +122,7 @@ def sampler(config: transformer.Config, options: Sampling) -> Sampler:
         empty = transformer.init_cache(config, batch, room)
         features, cache = transformer.hidden(config, params, prompt, mask, empty)
         first = transformer.logits(config, params, features[:, -1])
+        assert cache is not None  # it was given one
         params, cache = transformer.unstacked(params, cache)
 
         def extend(state: object, token: Array, alive: Array) -> tuple[Array, object]:
@@ -154,7 +155,6 @@ def loop(
     """
     batch, steps = first.shape[0], options.max_tokens
     stops = jnp.array(options.stop_tokens, jnp.int32)
-    keys = None if key is None else jax.random.split(key, steps)
     pad = jnp.full((batch, steps), options.pad_token, jnp.int32)
     empty = Generated(
         pad, jnp.zeros((batch, steps), bool), jnp.zeros((batch, steps), jnp.float32)
@@ -164,8 +164,12 @@ def loop(
         step, alive, *_ = carry
         return (step < steps) & jnp.any(alive)
 
-    def say(step: Array, alive: Array, logits: Array, found: Generated) -> tuple:
-        here = None if keys is None else keys[step]
+    def say(
+        step: Array, alive: Array, logits: Array, found: Generated, key: Key | None
+    ) -> tuple:
+        here = None
+        if key is not None:
+            key, here = jax.random.split(key)
         token, log_prob = draw(logits, options, here)
         token = jnp.where(alive, token, options.pad_token)
         found = Generated(
@@ -174,12 +178,12 @@ def loop(
             found.log_prob.at[:, step].set(jnp.where(alive, log_prob, 0.0)),
         )
         alive = alive & ~jnp.any(token[:, None] == stops[None], axis=-1)
-        return step + 1, alive, token, found
+        return step + 1, alive, token, found, key
 
     def body(carry: tuple) -> tuple:
-        step, alive, token, found, state = carry
+        step, alive, token, found, key, state = carry
         logits, state = extend(state, token, alive)
-        return *say(step, alive, logits, found), state
+        return *say(step, alive, logits, found, key), state
 
-    begin = say(jnp.int32(0), jnp.ones((batch,), bool), first, empty)
-    return jax.lax.while_loop(running, body, (*begin, state))[-2]
+    begin = say(jnp.int32(0), jnp.ones((batch,), bool), first, empty, key)
+    return jax.lax.while_loop(running, body, (*begin, state))[3]

@@ -36,6 +36,12 @@ def add_off_policy_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+LANGUAGE = {
+    "vocabulary": 8192, "width": 384, "layers": 8, "heads": 6, "length": 128,
+    "prompt": 32, "response": 64, "responses": 16, "rows": 8, "pairs": 4,
+}  # fmt: skip
+"""A language model of 17 million parameters, and what it is given."""
+
 TRANSITIONS, OBSERVATION, ACTION = 100_000, 11, 3
 """The dataset of offline training: drawn at random, in the shapes of Hopper's."""
 
