@@ -30,9 +30,8 @@ from experiments.records import describe, origin, write
 from experiments.uni_o4.offline import RESULTS
 from experiments.uni_o4.tasks import BUDGET, CONFIG, DATA, KINDS, TASKS, file_of
 from rlx import checkpoint, evaluate, learner, offline_to_online, saved
-from rlx.cli import saved as commands
 from rlx.data import dataset
-from rlx.methods import _offline, _uni_o4, uni_o4
+from rlx.methods import _offline, _uni_o4, ppo, uni_o4
 from rlx.methods._model_evaluation import Evaluation
 from rlx.methods._uni_o4_evaluation import model_step, smallest_value
 from rlx.networks.ensemble import member
@@ -69,9 +68,12 @@ class Score(NamedTuple):
 def checkpoints(task: str) -> Family:
     """Every policy that the PPO run behind the dataset saved, of its first seed."""
     path = DATA / f"{task}-ppo"
-    steps = checkpoint.intact_steps(RunFolder.open(path).checkpoints)
-    runs = [commands.load(str(path), step).run for step in steps]
-    method = runs[0].make_method(runs[0].hyper(0))
+    folder = RunFolder.open(path)
+    fields = folder.config()["experiment"]["config"]
+    fields["hidden_sizes"] = tuple(fields["hidden_sizes"])
+    method = ppo.make(envs.make(task).spec, ppo.Config(**fields))
+    steps = checkpoint.intact_steps(folder.checkpoints)
+    runs = [saved.load(path, method, step) for step in steps]
     first = [jax.tree.map(lambda x: np.asarray(x[0]), run.learners) for run in runs]
     states = jax.tree.map(lambda *x: np.stack(x), *first)
 

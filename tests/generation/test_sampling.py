@@ -40,7 +40,7 @@ def rows(found: object) -> tuple:
 
 
 def test_log_probs_are_those_of_one_pass_without_a_cache() -> None:
-    found = generate(max_tokens=6, stop_tokens=(2,))(jax.random.key(1))
+    found = generate(max_tokens=6, stop_tokens=(3,))(jax.random.key(1))
     tokens, mask, response = rows(found)
     logits = NETWORK.apply(params(), tokens, mask)
     expected = language.response_log_prob(logits, tokens, response)[:, 3:]
@@ -56,7 +56,7 @@ def test_greedy_takes_the_most_probable_at_every_step() -> None:
 
 
 def test_a_stop_token_ends_its_row_and_belongs_to_it() -> None:
-    draw = generate(max_tokens=6, stop_tokens=(2,), pad_token=4)
+    draw = generate(max_tokens=6, stop_tokens=(3,), pad_token=4)
     ended = 0
     for seed in range(20):
         found = draw(jax.random.key(seed))
@@ -65,8 +65,8 @@ def test_a_stop_token_ends_its_row_and_belongs_to_it() -> None:
         ):
             length = mask.sum()
             assert mask[:length].all() and (tokens[~mask] == 4).all()
-            assert 2 not in tokens[: length - 1]
-            assert length == 6 or tokens[length - 1] == 2
+            assert 3 not in tokens[: length - 1]
+            assert length == 6 or tokens[length - 1] == 3
             ended += length < 6
     assert ended
 
@@ -90,7 +90,7 @@ def test_the_narrowest_filter_is_greedy(options: dict) -> None:
 
 
 def test_seeds_together_are_seeds_alone() -> None:
-    draw = generate(max_tokens=6, stop_tokens=(2,))
+    draw = generate(max_tokens=6, stop_tokens=(3,))
     keys = jax.random.split(jax.random.key(3), 3)
     together = jax.vmap(draw)(keys)
     for i, key in enumerate(keys):
@@ -114,6 +114,6 @@ def test_what_has_no_positions_is_refused() -> None:
 
 
 def test_no_key_is_used_twice() -> None:
-    made = sampler(CONFIG, Sampling(max_tokens=3, stop_tokens=(2,)))
+    made = sampler(CONFIG, Sampling(max_tokens=3, stop_tokens=(3,)))
     with jax.debug_key_reuse(True):
         jax.jit(lambda key: made(params(), PROMPT, MASK, key))(jax.random.key(0))
