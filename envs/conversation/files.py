@@ -66,7 +66,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             "envs.conversation.files describes the format"
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: `np.load` would leave a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError):
         raise ValueError(f"{path} is no intact .npz of plain arrays") from None

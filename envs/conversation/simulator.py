@@ -258,7 +258,7 @@ def _ask(
     yes = fresh & links_lib.has(catalogue.links, state.target, asked)
     no = fresh & ~yes
 
-    def narrow(index: Array, candidate: Array) -> Array:
+    def narrow(index: Array | int, candidate: Array) -> Array:
         with_it = links_lib.carriers(catalogue.links, jnp.maximum(asked[index], 0))
         candidate &= with_it | ~yes[index]
         if options.filter_rejected:

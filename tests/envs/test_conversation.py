@@ -234,18 +234,17 @@ def test_always_recommending_among_equals_has_a_closed_form() -> None:
 @pytest.mark.parametrize("turns", ["agent", "published"])
 def test_turns_are_counted_exactly(turns: str) -> None:
     """An agent that only asks: 15 steps either way, but 14 questions as published."""
-    catalogue = conversation.synthetic()
-    pruning = conversation.Pruning(num_questions=32)
+    # The target alone has more attributes than there are turns.
+    world = conversation.World(num_attributes=40, least=20, most=20)
     env = conversation.make(
-        catalogue, conversation.Options(turns=turns, pruning=pruning)
+        conversation.synthetic(world), conversation.Options(turns=turns)
     )
     state, seen = env.reset(jax.random.key(3))
     advance, rewards, asked = jax.jit(env.step), [], 0
     for t in range(15):
         before = int(jnp.sum(seen.accepted) + jnp.sum(seen.rejected))
-        slot = 10 if bool(seen.action_mask[10]) else 0
-        assert slot == 10, "the world ran out of questions"
-        state, step = advance(state, jnp.int32(slot), jax.random.key(0))
+        assert bool(seen.action_mask[10])
+        state, step = advance(state, jnp.int32(10), jax.random.key(0))
         seen = step.observation
         asked += int(jnp.sum(seen.accepted) + jnp.sum(seen.rejected)) - before
         rewards.append(float(step.reward))
@@ -260,8 +259,10 @@ def test_turns_are_counted_exactly(turns: str) -> None:
 
 def test_a_list_of_ones_own_counts_candidates_once() -> None:
     """Items outside C and repeated ones are ignored, and ranks skip them."""
-    catalogue = conversation.synthetic(WORLD)
-    env = conversation.make(catalogue)
+    pruning = conversation.Pruning(num_questions=24)
+    env = conversation.make(
+        conversation.synthetic(WORLD), conversation.Options(pruning=pruning)
+    )
     state, seen = env.reset(jax.random.key(5))
     inside = np.flatnonzero(seen.candidate)
     outside = np.flatnonzero(~np.asarray(seen.candidate))
@@ -397,7 +398,7 @@ def test_files_have_two_views(tmp_path) -> None:
     [
         ({"interaction_test": None}, "lacks interaction_test"),
         ({"interaction_valid": np.array([[0, 3]])}, r"interaction_valid\[0, 1\] is 3"),
-        ({"item_attribute": np.array([[1, 0]])}, "item 0 first"),
+        ({"item_attribute": np.array([[1, 0], [2, 1]])}, "item 0 first"),
         ({"item_attribute": np.array([1, 0])}, "must be pairs"),
         ({"attribute_group": None}, "lacks attribute_group"),
         ({"attribute_group": np.array([[0, 0]])}, "have no attribute"),
