@@ -29,6 +29,7 @@ SUITES: dict[str, Suite] = {
     "": Suite("envs.mujoco", ("mujoco", "gymnasium"), "mujoco gymnasium"),
     "probe": Suite("envs.probe"),
     "diffusion": Suite("envs.diffusion.catalogue"),
+    "conversation": Suite("envs.conversation.suite"),
     "brax": Suite("envs.brax", ("brax",), "brax"),
     "gymnax": Suite("envs.gymnax", ("gymnax",), "'rlx[gymnax]'"),
     "playground": Suite("envs.playground", ("mujoco_playground",), "'rlx[playground]'"),

@@ -220,7 +220,9 @@ def step(
     else:
         reward = _reward(options, accepted, recommends, hit)
     reward = jnp.where(over & ~hit, reward + options.reward_quit, reward)
-    state = asked.replace(candidate=asked.candidate & said, turn=turn)
+    # The barrier keeps XLA from working C out again for each of its readers.
+    candidate = jax.lax.optimization_barrier(asked.candidate & said)
+    state = asked.replace(candidate=candidate, turn=turn)
     state, observation = _observed(catalogue, options, state)
     return state, Step(
         observation=observation,

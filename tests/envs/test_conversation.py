@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import envs
 from envs import conversation
 from envs.conversation import files, simulator
 from envs.conversation import unicorn as unicorn_env
@@ -368,6 +369,18 @@ def test_impossible_rules_are_refused() -> None:
         conversation.Pruning(num_nodes=4)
     with pytest.raises(ValueError, match="order these numbers"):
         conversation.World(most=40)
+
+
+def test_made_by_name() -> None:
+    env = envs.make(
+        "conversation/synthetic", num_items=40, max_turns=4, list_size=5, seed=3
+    )
+    assert env.spec.time_limit == 4 and env.spec.catalogue.num_items == 40
+    assert env.spec.pruning.list_size == 5 and env.spec.pruning.num_nodes == 40
+    graph = envs.make("conversation/synthetic_graph")
+    assert graph.spec.name == "conversation/synthetic_graph"
+    with pytest.raises(TypeError, match="no option colour; its options: .*num_users"):
+        envs.make("conversation/synthetic", colour=1)
 
 
 def lists():
