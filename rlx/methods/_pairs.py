@@ -14,7 +14,7 @@ from flax import struct
 from rlx.methods import _language
 from rlx.ops import language
 from rlx.ops.preference_optimization import LINKS
-from rlx.ops.sequences import Preferences, Sequences
+from rlx.ops.sequences import Calibrated, Sequences
 from rlx.types import Array, LearnerState, Metrics, Network, Params, PyTree
 
 
@@ -76,8 +76,8 @@ def prepare(network: Network, normalize: bool) -> Any:
         return Rows(sequences, reference)
 
     def go(learner: LearnerState, batch: PyTree) -> tuple[PyTree, Prepared]:
-        pairs: Preferences = getattr(batch, "pairs", batch)
-        calibration = getattr(batch, "calibration", None)
+        pairs = batch.pairs if isinstance(batch, Calibrated) else batch
+        calibration = batch.calibration if isinstance(batch, Calibrated) else None
         reference = learner.target_params
         return learner.stats, Prepared(
             chosen=rows(reference, pairs.chosen),
