@@ -134,8 +134,9 @@ def from_json(config: type, values: Mapping[str, Any], where: str) -> Any:
             value = from_json(type(nested), value, where)
         elif isinstance(value, list):
             value = tuples(value)
-        elif isinstance(value, int) and kind is float:
-            value = float(value)
+        elif kind is float:
+            # 1 for 1.0, and the texts for the numbers that JSON lacks.
+            value = convert(str(value), float, f"{where}: {field.name}")
         elif "Callable" in str(kind) and value is not None:
             raise UsageError(
                 f"{where}: the field {field.name} is a function: use Python"
