@@ -4,7 +4,8 @@ The format is one `.npz` of integer arrays, each a list of pairs `[count, 2]` wi
 from 0:
 
 - `item_attribute` (item, attribute), every item in at least one pair;
-- `interaction_train`, `interaction_valid`, `interaction_test` (user, item);
+- `interaction_train`, `interaction_valid`, `interaction_test` (user, item), no pair in
+  two of them;
 - `attribute_group` (attribute, group), optional: a coarser view of the same items;
 - `user_friend` (user, user) and `user_attribute` (user, attribute), optional.
 
@@ -15,6 +16,7 @@ The Last.fm benchmark of the literature in this format has two views: its fine t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import zipfile
 from pathlib import Path
 
@@ -96,6 +98,7 @@ def _checked(arrays: dict[str, np.ndarray], groups: bool) -> EdgeLists:
         name = f"interaction_{split}"
         check_edges(name, kept[name], (num_users, num_items))
     check_edges("user_attribute", kept["user_attribute"], (num_users, num_attributes))
+    _require_disjoint(dict(zip(SPLITS, shown, strict=True)))
     if groups:
         belongs, num_attributes = _grouped(belongs, kept["attribute_group"])
         kept["user_attribute"] = np.zeros((0, 2), np.int32)
@@ -109,6 +112,21 @@ def _checked(arrays: dict[str, np.ndarray], groups: bool) -> EdgeLists:
         user_friend=kept["user_friend"],
         user_attribute=kept["user_attribute"],
     )
+
+
+def _require_disjoint(splits: dict[str, np.ndarray]) -> None:
+    """Checks that no interaction is in two splits.
+
+    Raises:
+      ValueError: one is: what is held out would be learned from.
+    """
+    pairs = {name: {*map(tuple, edges.tolist())} for name, edges in splits.items()}
+    for one, other in itertools.combinations(pairs, 2):
+        if both := pairs[one] & pairs[other]:
+            raise ValueError(
+                f"interaction_{one} and interaction_{other} share {len(both)} pairs, "
+                f"{min(both)} first: what is held out must not be learned from"
+            )
 
 
 def _grouped(belongs: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, int]:

@@ -417,6 +417,17 @@ def test_files_have_two_views(tmp_path) -> None:
         ({"attribute_group": np.array([[0, 0]])}, "have no attribute"),
         ({"user_attribute": np.array([[0, 9]])}, r"user_attribute\[0, 1\] is 9"),
         ({"item_attribute": np.array([[None, 0]])}, "no intact .npz"),
+        ({"item_attribute": np.array([[0.5, 0]])}, "must hold whole numbers"),
+        ({"item_attribute": np.zeros((0, 2), int)}, "item_attribute is empty"),
+        ({"interaction_train": np.array([[-1, 0]])}, r"train\[0, 0\] is -1"),
+        (
+            {"interaction_test": np.array([[3, 2], [1, 0], [0, 1]])},
+            r"train and interaction_test share 2 pairs, \(0, 1\) first",
+        ),
+        (
+            {"interaction_test": np.array([[0, 0]])},
+            r"valid and interaction_test share 1 pairs, \(0, 0\) first",
+        ),
     ],
 )
 def test_malformed_files_are_refused(tmp_path, change, message: str) -> None:
