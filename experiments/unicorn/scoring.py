@@ -1,7 +1,8 @@
 """Whole conversations of a policy over test pairs, and their scores.
 
-`t` counts the agent's actions from 0; the user's opening is free. A conversation that
-fails counts as 15 turns, one that succeeds with action t as t + 1.
+There is one way to count turns: a turn is an action of the agent, and the user's opening
+is free. Success with action t, from 0, is success in turn t + 1. The simulator gives the
+agent 14 actions, as the released code does, and a failure counts 15 turns.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from experiments.unicorn import world as world_lib
 from experiments.unicorn.world import TURNS, Conversation, World
-from rlx.ops import statistics
+from rlx.ops import recommendation, statistics
 from rlx.types import Array, Key
 
 Rule = Callable[[Any, Conversation, Key], tuple[Array, Array]]
@@ -80,16 +81,13 @@ def player(
 
 def gain(action: np.ndarray, rank: np.ndarray) -> np.ndarray:
     """HDCG@(T, k) of single conversations; 0 for a failure (Deng et al. 2021)."""
-    t, j = np.maximum(action, 0), np.maximum(rank, 1)
-    later = 1 / np.log2(t + 3)
-    found = later + (1 / np.log2(t + 2) - later) / np.log2(j + 1)
-    return np.where(action >= 0, found, 0.0)
+    return np.asarray(recommendation.hdcg(action, rank, action >= 0))
 
 
 def success_by_turn(outcomes: Outcomes) -> list[float]:
-    """SR@t for t = 1 ... 15 turns, the opening included."""
-    t = outcomes.action
-    return [float(np.mean((t >= 0) & (t + 2 <= turn))) for turn in range(1, TURNS + 1)]
+    """SR@t for t = 1 ... 15; the agent has no action in the last turn."""
+    t = jnp.asarray(outcomes.action)
+    return np.asarray(recommendation.success_rate(t, t >= 0, TURNS), float).tolist()
 
 
 def scores(outcomes: Outcomes) -> dict[str, Any]:

@@ -103,9 +103,13 @@ def test_scores_by_hand():
     assert found["turns"] == (1 + 3 + 15 + 14) / 4
     third = 1 / np.log2(5) + (1 / 2 - 1 / np.log2(5)) / 2
     gains = scoring.gain(outcomes.action, outcomes.rank)
-    np.testing.assert_allclose(gains, [1.0, third, 0.0, 1 / np.log2(15)])
-    assert found["by_turn"][:5] == [0.0, 0.25, 0.25, 0.5, 0.5]
-    assert found["by_turn"][-1] == 0.75 and sorted(found["by_turn"]) == found["by_turn"]
+    np.testing.assert_allclose(gains, [1.0, third, 0.0, 1 / np.log2(15)], rtol=1e-6)
+    assert found["by_turn"][:5] == [0.25, 0.25, 0.5, 0.5, 0.5]
+    # The fourteenth action is the last: SR@14 = SR@15 = SR.
+    assert found["by_turn"][12:] == [0.5, 0.75, 0.75]
+    mean = np.sum(1 - np.array(found["by_turn"][:-1])) + 1
+    assert found["turns"] == mean  # AT is the area above the curve
+    assert sorted(found["by_turn"]) == found["by_turn"]
 
 
 def test_a_list_of_all_candidates_hits_at_once_and_nobody_asks_for_ever(place):
