@@ -1,8 +1,8 @@
 """Whole conversations of a policy over test pairs, and their scores.
 
-There is one way to count turns: a turn is an action of the agent, and the user's opening
-is free. Success with action t, from 0, is success in turn t + 1. The simulator gives the
-agent 14 actions, as the released code does, and a failure counts 15 turns.
+There is one way to count turns: a turn is an action of the agent, and the user's
+opening is free. Success with action t, from 0, is success in turn t + 1. The simulator
+gives the agent 14 actions, as the released code does; a failure counts 15 turns.
 """
 
 from __future__ import annotations
