@@ -1,0 +1,1 @@
+"""Worlds of words, where what is best is known exactly."""
