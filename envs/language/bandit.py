@@ -14,11 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from rlx.data.online_preferences import BRADLEY_TERRY
 from rlx.ops import preference
 from rlx.types import Array, Key
-
-LABELS = preference.Teacher(rationality=1.0)
-"""Bradley & Terry: the first is preferred with probability σ(r₁ − r₂)."""
 
 
 @struct.dataclass
@@ -126,7 +124,7 @@ def ask(
     bandit: Bandit,
     first: Array,
     second: Array,
-    teacher: preference.Teacher = LABELS,
+    teacher: preference.Teacher = BRADLEY_TERRY,
 ) -> Array:
     """Counts `[X, K, K]` of one round: how often the first index was preferred.
 
@@ -150,8 +148,8 @@ def ask(
     prompt = jax.random.randint(keys[0], (), 0, prompts)
     one = jax.random.categorical(keys[1], first[prompt])
     two = jax.random.categorical(keys[2], second[prompt])
-    rewards = bandit.reward[prompt, one], bandit.reward[prompt, two]
-    answer = preference.ask(keys[3], *(x[None] for x in rewards), teacher)
+    rewards = bandit.reward[prompt]
+    answer = preference.ask(keys[3], rewards[one][None], rewards[two][None], teacher)
     better = answer.preference > 0.5
     winner, loser = jnp.where(better, one, two), jnp.where(better, two, one)
     counted = answer.weight * (answer.preference != 0.5) * (one != two)

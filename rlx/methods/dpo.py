@@ -4,7 +4,8 @@ Rafailov et al. 2023, https://arxiv.org/abs/2305.18290, equation 7; IPO: Azar et
 2023, https://arxiv.org/abs/2310.12036; hinge: Zhao et al. 2023 (SLiC),
 https://arxiv.org/abs/2305.10425; label smoothing: Mitchell 2023 (conservative DPO).
 
-On pairs that a policy has drawn itself it is online DPO: nothing here changes.
+On pairs that the policy draws itself (`rlx.data.online_preferences.pairs`) it is online
+DPO (Guo et al. 2024, https://arxiv.org/abs/2402.04792): nothing here changes.
 
 Special cases that hold exactly: where policy and reference agree the loss is log 2 and
 its gradient −β/2 (∇log π⁺ − ∇log π⁻); it is VPO (`rlx.methods.vpo`) with α = 0.

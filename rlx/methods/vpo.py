@@ -14,6 +14,8 @@ Two conventions of α exist: the paper's theory *sums* the likelihood over pairs
 library takes the *mean*, so that `alpha_mean = alpha_sum / number of pairs`; the name
 says which, and `from_sum` converts.
 
+Online, `rlx.data.online_preferences.pairs(..., calibrated=True)` makes the batches.
+
 Special cases that hold exactly: α = 0 is DPO; offline, calibrated by the preferred
 responses, it is DPO plus α β times the likelihood of those (RPO); online, calibrated by
 the reference, its gradient is that of XPO with weight α β.

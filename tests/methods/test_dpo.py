@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from rlx import learner
+from rlx.data import online_preferences
+from rlx.data.prompts import Prompts
 from rlx.methods import dpo
 from rlx.types import DataSource, Method
 from tests.methods import language_cases as cases
@@ -17,8 +19,15 @@ MODEL = cases.model(reference=True)
 
 
 def conformance_cases() -> dict[str, tuple[Method, DataSource]]:
+    """Online DPO; tests of VPO learn from a fixed set of pairs."""
     config = dpo.Config(label_smoothing=0.1, learning_rate=1e-2)
-    return {"pairs": (dpo.make(MODEL, config), cases.source(PAIRS))}
+    rows = PAIRS.chosen
+    source = online_preferences.pairs(
+        Prompts(rows.tokens[:, : cases.PROMPT], rows.mask[:, : cases.PROMPT]),
+        batch_size=4,
+        score=lambda rows: jnp.sum(rows.tokens * rows.response, axis=-1) * 0.1,
+    )
+    return {"online": (dpo.make(MODEL, config), source)}
 
 
 def test_losses_by_hand() -> None:
