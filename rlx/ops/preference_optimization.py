@@ -52,5 +52,5 @@ def pair_loss(
         return jax.nn.relu(1.0 - beta * margin)
     if link != "sigmoid":
         raise ValueError(f"link must be one of {LINKS}, got {link!r}")
-    label = preference.smooth(jnp.ones_like(margin), label_smoothing)
+    label = jnp.full_like(margin, 1.0) - label_smoothing
     return -preference.log_likelihood(beta * margin, label)
