@@ -1,0 +1,1 @@
+"""Value-incentivised preference optimisation where the optimum is known."""
