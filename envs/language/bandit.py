@@ -9,6 +9,8 @@ All is pure and takes one world; `vmap` over keys makes many.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,19 @@ class LinearBandit:
     """`[X, K, d]` φ."""
     weight: Array
     """`[d]` θ."""
+
+
+class Answer(NamedTuple):
+    """What a teacher said of pairs; any leading axes."""
+
+    prompt: Array
+    """`int32[...]`."""
+    chosen: Array
+    """`int32[...]` the preferred response."""
+    rejected: Array
+    """`int32[...]` the other."""
+    weight: Array
+    """`float32[...]` 0 where nothing was said."""
 
 
 def tabular(
@@ -125,50 +140,46 @@ def ask(
     first: Array,
     second: Array,
     teacher: preference.Teacher = BRADLEY_TERRY,
-) -> Array:
-    """Counts `[X, K, K]` of one round: how often the first index was preferred.
+) -> Answer:
+    """One question: a random prompt, two responses, which is better.
 
     Args:
       key: used once.
       bandit: the world.
       first: `[X, K]` log-probabilities from which the first response is drawn.
       second: `[X, K]` the same of the second.
-      teacher: who says which is better; ties leave no mark.
+      teacher: who says which is better.
 
     Returns:
-      1 at (x, winner, loser) for a random prompt x; nothing where both responses are
-      the same.
+      Scalars; weight 0 where both responses are the same, and at ties.
 
     Raises:
       AssertionError: a policy has another shape.
     """
     chex.assert_equal_shape([bandit.reward, first, second])
-    prompts, arms = bandit.reward.shape
     keys = jax.random.split(key, 4)
-    prompt = jax.random.randint(keys[0], (), 0, prompts)
+    prompt = jax.random.randint(keys[0], (), 0, bandit.reward.shape[0])
     one = jax.random.categorical(keys[1], first[prompt])
     two = jax.random.categorical(keys[2], second[prompt])
     rewards = bandit.reward[prompt]
     answer = preference.ask(keys[3], rewards[one][None], rewards[two][None], teacher)
     better = answer.preference > 0.5
-    winner, loser = jnp.where(better, one, two), jnp.where(better, two, one)
-    counted = answer.weight * (answer.preference != 0.5) * (one != two)
-    return jnp.zeros((prompts, arms, arms)).at[prompt, winner, loser].set(counted)
+    weight = answer.weight * (answer.preference != 0.5) * (one != two)
+    chosen, rejected = jnp.where(better, one, two), jnp.where(better, two, one)
+    return Answer(prompt, chosen, rejected, weight)
 
 
-def collect(key: Key, bandit: Bandit, behaviour: Array, num_pairs: int) -> Array:
-    """Counts `[X, K, K]` of `num_pairs` questions, both responses of one behaviour.
+def collect(key: Key, bandit: Bandit, behaviour: Array, num_pairs: int) -> Answer:
+    """`num_pairs` questions, both responses of one behaviour `[X, K]`; `[num_pairs]`.
 
-    Args:
-      key: used once.
-      bandit: the world.
-      behaviour: `[X, K]` log-probabilities.
-      num_pairs: questions; pairs of the same response are asked and say nothing.
+    Pairs of the same response are asked as well, and say nothing.
     """
+    keys = jax.random.split(key, num_pairs)
+    return jax.vmap(lambda key: ask(key, bandit, behaviour, behaviour))(keys)
 
-    def one(counts: Array, key: Key) -> tuple[Array, None]:
-        return counts + ask(key, bandit, behaviour, behaviour), None
 
+def counted(bandit: Bandit, answer: Answer) -> Array:
+    """Counts `[X, K, K]` of how often the first index was preferred to the second."""
     prompts, arms = bandit.reward.shape
-    start = jnp.zeros((prompts, arms, arms))
-    return jax.lax.scan(one, start, jax.random.split(key, num_pairs))[0]
+    place = (answer.prompt, answer.chosen, answer.rejected)
+    return jnp.zeros((prompts, arms, arms)).at[place].add(answer.weight)

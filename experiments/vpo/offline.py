@@ -61,7 +61,8 @@ def data(key: Key, num_pairs: int) -> tuple[bandit.Bandit, Array]:
     world = bandit.tabular(world_key, num_responses=20)
     logits = 2.0 * jax.random.normal(behaviour_key, world.reward.shape)
     behaviour = jax.nn.log_softmax(logits, axis=-1)
-    return world, bandit.collect(pairs_key, world, behaviour, num_pairs)
+    answers = bandit.collect(pairs_key, world, behaviour, num_pairs)
+    return world, bandit.counted(world, answers)
 
 
 def learn(

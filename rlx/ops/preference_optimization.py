@@ -52,5 +52,7 @@ def pair_loss(
         return jax.nn.relu(1.0 - beta * margin)
     if link != "sigmoid":
         raise ValueError(f"link must be one of {LINKS}, got {link!r}")
-    label = jnp.full_like(margin, 1.0) - label_smoothing
+    if isinstance(label_smoothing, int | float) and label_smoothing == 0:
+        return -jax.nn.log_sigmoid(beta * margin)
+    label = jnp.ones_like(margin) - label_smoothing
     return -preference.log_likelihood(beta * margin, label)

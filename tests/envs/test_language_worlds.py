@@ -59,7 +59,8 @@ def test_a_policy_may_leave_responses_out() -> None:
 def test_labels_are_bradley_and_terry(key: jax.Array) -> None:
     reward, uniform = jnp.array([[0.0, 1.0]]), jnp.log(jnp.full((1, 2), 0.5))
     world = bandit.Bandit(reward, uniform)
-    counts = bandit.collect(key, world, uniform, 4000)[0]
+    answers = bandit.collect(key, world, uniform, 4000)
+    counts = bandit.counted(world, answers)[0]
     np.testing.assert_array_equal(np.diag(counts), 0)
     total = counts.sum()
     assert 1850 < total < 2150  # half of the pairs are the same response twice
