@@ -31,7 +31,7 @@ OPTIMISM = (-0.3, -0.1, 0.0, 0.1, 0.3)
 def objective(
     weight: Array, world: bandit.LinearBandit, answers: bandit.Answer, optimism: Array
 ) -> Array:
-    """VPO of the policy that is best for φ·θ, with a ridge; over the number of pairs."""
+    """VPO of the policy that is best for φ·θ, with a ridge; a mean over pairs."""
     pairs = jnp.maximum(jnp.sum(answers.weight), 1.0)
     ratio = policy(weight, world) - world.bandit.reference
     value = jnp.mean(jnp.sum(jnp.exp(world.bandit.reference) * ratio, axis=-1))

@@ -80,7 +80,7 @@ def objective(
     return found + RIDGE[fit] * jnp.sum(jnp.square(reward)) / pairs
 
 
-def run(key: Key, optimism: Array, hidden: bool, opponent: str, several: bool) -> Array:
+def run(key: Key, optimism: Array, setting: Setting) -> Array:
     """Gaps `[ROUNDS]` of the policy of each round, before its question."""
     world_key, pairs_key = jax.random.split(key)
     world = bandit.tabular(world_key, num_responses=ARMS)
