@@ -2,9 +2,9 @@
 
     python -m experiments.vpo.language
 
-A decoder of one layer imitates the reference chain first (SFT). From there, offline: 2000
-pairs of a perturbed chain; online: pairs of its own. Rewards and divergences are means
-over 2048 sampled responses.
+A decoder of one layer imitates the reference chain first (SFT). From there, offline:
+2000 pairs of a perturbed chain; online: pairs of its own. Rewards and divergences are
+means over 2048 sampled responses.
 """
 
 from __future__ import annotations

@@ -154,9 +154,12 @@ def log_prob(network: Network, params: Params, rows: Sequences) -> Array:
     return language.response_log_prob(logits, rows.tokens, rows.response)
 
 
-def speaker(spec: LanguageModel) -> dict[str, Any]:
-    """The fields `init` and `act` of a `Method` for a language model."""
+def fields(spec: LanguageModel, config: LanguageConfig) -> dict[str, Any]:
+    """The fields of a `Method` that those of language models have in common."""
     return {
         "init": make_init(spec.network, spec.reference),
         "act": make_act(spec.sampler),
+        "optimizer": make_optimizer(config),
+        "num_epochs": config.num_epochs,
+        "num_minibatches": config.num_minibatches,
     }

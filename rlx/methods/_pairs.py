@@ -101,12 +101,22 @@ def weighted(value: Array, weight: Array) -> Array:
 
 
 def metrics(
-    chosen: Array, rejected: Array, weight: Array, beta: float | Array
+    chosen: Array,
+    rejected: Array,
+    weight: Array,
+    beta: float | Array,
+    calibration: Array | None = None,
 ) -> Metrics:
-    """Implicit rewards β h, their margin, and how often it has the right sign."""
-    return {
+    """Implicit rewards β h, their margin, and how often it has the right sign.
+
+    With the log-ratios of calibration responses, their mean too.
+    """
+    found = {
         "chosen_reward": beta * weighted(chosen, weight),
         "rejected_reward": beta * weighted(rejected, weight),
         "margin": beta * weighted(chosen - rejected, weight),
         "accuracy": weighted((chosen > rejected).astype(jnp.float32), weight),
     }
+    if calibration is not None:
+        found["calibration_log_ratio"] = weighted(calibration, weight)
+    return found

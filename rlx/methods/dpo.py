@@ -106,9 +106,6 @@ def make(spec: LanguageModel, config: Config = Config()) -> Method:  # noqa: B00
 
     return Method(
         loss_fn=loss_fn,
-        optimizer=_language.make_optimizer(config),
         prepare=_pairs.prepare(spec.network, config.normalize_length),
-        num_epochs=config.num_epochs,
-        num_minibatches=config.num_minibatches,
-        **_language.speaker(spec),
+        **_language.fields(spec, config),
     )

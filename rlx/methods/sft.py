@@ -85,9 +85,6 @@ def make(spec: LanguageModel, config: Config = Config()) -> Method:  # noqa: B00
         return total, metrics
 
     return Method(
-        **_language.speaker(spec),
         loss_fn=loss_fn,
-        optimizer=_language.make_optimizer(config),
-        num_epochs=config.num_epochs,
-        num_minibatches=config.num_minibatches,
+        **_language.fields(spec, config),
     )

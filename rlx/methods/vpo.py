@@ -208,18 +208,11 @@ def make(spec: LanguageModel, config: Config = Config()) -> Method:  # noqa: B00
             optimism=optimism,
             lowest=config.lowest_log_ratio,
         )
-        found = _pairs.metrics(chosen, rejected, batch.weight, config.beta)
-        found = {
-            **found,
-            "calibration_log_ratio": _pairs.weighted(calibration, batch.weight),
-        }
+        found = _pairs.metrics(chosen, rejected, batch.weight, config.beta, calibration)
         return _pairs.weighted(each, batch.weight), found
 
     return Method(
         loss_fn=loss_fn,
-        optimizer=_language.make_optimizer(config),
         prepare=_pairs.prepare(spec.network, config.normalize_length),
-        num_epochs=config.num_epochs,
-        num_minibatches=config.num_minibatches,
-        **_language.speaker(spec),
+        **_language.fields(spec, config),
     )

@@ -110,18 +110,11 @@ def make(spec: LanguageModel, config: Config = Config()) -> Method:  # noqa: B00
             beta=config.beta,
             alpha_mean=config.alpha_mean,
         )
-        found = _pairs.metrics(chosen, rejected, batch.weight, config.beta)
-        found = {
-            **found,
-            "calibration_log_ratio": _pairs.weighted(calibration, batch.weight),
-        }
+        found = _pairs.metrics(chosen, rejected, batch.weight, config.beta, calibration)
         return _pairs.weighted(each, batch.weight), found
 
     return Method(
         loss_fn=loss_fn,
-        optimizer=_language.make_optimizer(config),
         prepare=prepare,
-        num_epochs=config.num_epochs,
-        num_minibatches=config.num_minibatches,
-        **_language.speaker(spec),
+        **_language.fields(spec, config),
     )
