@@ -51,7 +51,7 @@ def time_spent(result: Any) -> dict[str, Any]:
 
 
 def origin(module: str, words: list[str] | None = None) -> dict[str, Any]:
-    """The command and the machine.
+    """The command and the machine; both name the same command.
 
     Args:
       module: under `experiments`, such as `mdpo.on_policy`.
@@ -61,7 +61,10 @@ def origin(module: str, words: list[str] | None = None) -> dict[str, Any]:
 
     words = sys.argv[1:] if words is None else words
     command = shlex.join(["python", "-m", f"experiments.{module}", *words])
-    return {"command": command, "environment": system.describe()}
+    return {
+        "command": command,
+        "environment": {**system.describe(), "command": command},
+    }
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

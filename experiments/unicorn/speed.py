@@ -138,7 +138,6 @@ def main() -> None:
     speed = {name: float(np.median(x)) for name, x in found.items()}
     words = [arguments.data.name, *sys.argv[2:]]
     made = origin("unicorn.speed", words)
-    made["environment"]["command"] = made["command"]
     ratio = {n: x / speed["plain"] for n, x in speed.items() if n != "plain"}
     content = {"turns_per_second": speed, "ratio": ratio, "rounds": found, **made}
     write(RESULTS / "speed.json", content)

@@ -129,7 +129,6 @@ def save(name: str, content: dict[str, Any], arguments: argparse.Namespace) -> N
     words = [word for word in sys.argv[1:] if word != str(arguments.out)]
     words = [arguments.data.name if w == str(arguments.data) else w for w in words]
     made = origin("unicorn.train", [word for word in words if word != "--out"])
-    made["environment"]["command"] = made["command"]
     suffix = "fine" if arguments.fine else "coarse"
     write(arguments.out / f"{name}_{suffix}.json", {**content, **made})
 

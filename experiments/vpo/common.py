@@ -34,14 +34,7 @@ def descend(
     objective: Callable[[PyTree], Array], start: PyTree, steps: int, rate: float
 ) -> PyTree:
     """`steps` steps of Adam from `start`, with fresh moments."""
-    optimizer = optax.adam(rate)
-
-    def step(carry: tuple, _: None) -> tuple:
-        x, state = carry
-        updates, state = optimizer.update(jax.grad(objective)(x), state)
-        return (optax.apply_updates(x, updates), state), None
-
-    begin = (start, optimizer.init(start))
+    begin, step = _adam(lambda x, _: objective(x), start, rate)
     return jax.lax.scan(step, begin, length=steps)[0][0]
 
 
@@ -66,17 +59,25 @@ def trace(
     Returns:
       Leaves `[len(marks), ...]`.
     """
-    optimizer = optax.adam(rate)
-
-    def step(carry: tuple, key: Array) -> tuple:
-        x, state = carry
-        updates, state = optimizer.update(jax.grad(objective)(x, key), state)
-        return (optax.apply_updates(x, updates), state), None
-
-    carry, found, before = (start, optimizer.init(start)), [], 0
+    carry, step = _adam(objective, start, rate)
+    found, before = [], 0
     for index, mark in enumerate(marks):
         keys = jax.random.split(jax.random.fold_in(key, index), mark - before)
         carry, _ = jax.lax.scan(step, carry, keys)
         found.append(measure(carry[0]))
         before = mark
     return jax.tree.map(lambda *x: jax.numpy.stack(x), *found)
+
+
+def _adam(
+    objective: Callable[[PyTree, Any], Array], start: PyTree, rate: float
+) -> tuple[tuple, Callable[[tuple, Any], tuple]]:
+    """What a scan over Adam's steps begins with, and its step."""
+    optimizer = optax.adam(rate)
+
+    def step(carry: tuple, key: Any) -> tuple:
+        x, state = carry
+        updates, state = optimizer.update(jax.grad(objective)(x, key), state)
+        return (optax.apply_updates(x, updates), state), None
+
+    return (start, optimizer.init(start)), step
