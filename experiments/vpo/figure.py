@@ -1,7 +1,4 @@
-"""Draws `results/curves.png` from the records.
-
-    python -m experiments.vpo.figure
-"""
+"""Draws `results/curves.png` from the records: `python -m experiments.vpo.figure`."""
 
 from __future__ import annotations
 
