@@ -103,7 +103,8 @@ def make(catalogue: Catalogue, options: Options | None = None, name: str = "") -
     Actions are slots, positions in `Observation.action_ids`. An item's slot recommends
     it first, then the best others by preference. A `Choice` gives the list itself. A
     slot that the mask forbids wastes the turn and costs a rejection. `Step.info` has
-    `hit` (bool) and `rank` (1-based, of v* in the list; 0 where it is not).
+    `hit` (bool), `rank` (1-based, of v* in the list; 0 where it is not) and `asked`
+    (bool: the action was a question).
 
     Args:
       catalogue: what conversations are about.
@@ -229,7 +230,7 @@ def step(
         reward=reward.astype(jnp.float32),
         terminated=hit | over,
         truncated=jnp.zeros((), bool),
-        info={"hit": hit, "rank": rank},
+        info={"hit": hit, "rank": rank, "asked": asks},
     )
 
 

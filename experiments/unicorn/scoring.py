@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.unicorn import world as world_lib
-from experiments.unicorn.world import TURNS, Conversation, World
+from experiments.unicorn.benchmark import ACTIONS, TURNS, MakeEnv
 from rlx.ops import recommendation, statistics
-from rlx.types import Array, Key
+from rlx.ops.catalogue import Catalogue
+from rlx.types import Array, Key, PyTree
 
-Rule = Callable[[Any, Conversation, Key], tuple[Array, Array]]
-"""`(params, conversations [B], key) -> (attribute int32[B], items int32[B, LIST])`."""
+Act = Callable[[Any, PyTree, Key], PyTree]
+"""`(params, observations [B], key) -> actions [B]`."""
 
 
 class Outcomes(NamedTuple):
@@ -34,37 +34,38 @@ class Outcomes(NamedTuple):
 
 
 def player(
-    world: World, rule: Rule, chunk: int = 500
+    catalogue: Catalogue, make_env: MakeEnv, act: Act, chunk: int = 500
 ) -> Callable[[Any, np.ndarray, Key], Outcomes]:
     """`(params, pairs int[N, 2], key) -> Outcomes`, compiled once.
 
     Conversations are held `chunk` at a time; N is cut to a multiple of it.
     """
+    env = make_env(catalogue)
+    step = jax.vmap(lambda state, action: env.step(state, action, None))
+
+    def begin(pair: Array, key: Key) -> tuple[PyTree, PyTree]:
+        about = catalogue.replace(interactions=pair[None])  # type: ignore[attr-defined]
+        return make_env(about).reset(key)
 
     def hold(params: Any, pairs: Array, key: Key) -> tuple[Array, Array, Array]:
         begin_key, key = jax.random.split(key)
-        keys = jax.random.split(begin_key, chunk)
-        start = jax.vmap(
-            lambda pair, key: world_lib.begin(world, pair[0], pair[1], key)
-        )(pairs, keys)
+        state, seen = jax.vmap(begin)(pairs, jax.random.split(begin_key, chunk))
 
         def turn(carry, inputs):
-            now, over, action, rank, questions = carry
+            state, seen, over, action, rank, questions = carry
             t, key = inputs
-            attribute, items = rule(params, now, key)
-            new = jax.vmap(lambda *given: world_lib.answer(world, *given))(
-                now, attribute, items
-            )
-            hit = new.hit & ~over
-            questions = questions + (~over & (attribute >= 0))
+            state, new = step(state, act(params, seen, key))
+            hit = new.info["hit"] & ~over
+            questions = questions + (~over & new.info["asked"])
             action = jnp.where(hit, t, action)
-            rank = jnp.where(hit, new.rank, rank)
-            return (new.conversation, over | new.over, action, rank, questions), None
+            rank = jnp.where(hit, new.info["rank"], rank)
+            over = over | new.terminated
+            return (state, new.observation, over, action, rank, questions), None
 
         none = jnp.zeros((chunk,), jnp.int32)
-        carry = (start, none > 0, none - 1, none, none)
-        steps = (jnp.arange(TURNS - 1), jax.random.split(key, TURNS - 1))
-        (_, _, action, rank, questions), _ = jax.lax.scan(turn, carry, steps)
+        carry = (state, seen, none > 0, none - 1, none, none)
+        steps = (jnp.arange(ACTIONS), jax.random.split(key, ACTIONS))
+        (*_, action, rank, questions), _ = jax.lax.scan(turn, carry, steps)
         return action, rank, questions
 
     held = jax.jit(hold)
@@ -112,44 +113,3 @@ def scores(outcomes: Outcomes) -> dict[str, Any]:
 
 def _error(values: np.ndarray) -> float:
     return float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))
-
-
-def threshold(world: World, size: float) -> Rule:
-    """Ask for the greatest weighted entropy while more than `size` items are left.
-
-    0 asks for as long as something can be learned, infinity never asks.
-    """
-
-    def one(now: Conversation) -> tuple[Array, Array]:
-        known = world_lib.beliefs(world, now)
-        best = jnp.argmax(known.entropy).astype(jnp.int32)
-        ask = (jnp.sum(now.candidate) > size) & (known.entropy[best] > 0)
-        return jnp.where(ask, best, -1), world_lib.best_list(now, known.scores)
-
-    def rule(params: Any, now: Conversation, key: Key) -> tuple[Array, Array]:
-        del params, key
-        return jax.vmap(one)(now)
-
-    return rule
-
-
-def maximum_entropy(world: World) -> Rule:
-    """Recommend with probability 10 / max(|C|, 10), else ask by plain entropy."""
-
-    def one(now: Conversation, key: Key) -> tuple[Array, Array]:
-        known = world_lib.beliefs(world, now)
-        count = jnp.sum(now.candidate)
-        share = now.candidate.astype(jnp.float32) @ world.has.astype(jnp.float32)
-        share = share / jnp.maximum(count, 1)
-        bits = -sum(p * jnp.log2(jnp.clip(p, 1e-9, 1.0)) for p in (share, 1 - share))
-        bits = jnp.where(known.askable & (share < 1), bits, 0.0)
-        best = jnp.argmax(bits).astype(jnp.int32)
-        lists = jax.random.bernoulli(key, 10 / jnp.maximum(count, 10))
-        ask = ~lists & (bits[best] > 0)
-        return jnp.where(ask, best, -1), world_lib.best_list(now, known.scores)
-
-    def rule(params: Any, now: Conversation, key: Key) -> tuple[Array, Array]:
-        del params
-        return jax.vmap(one)(now, jax.random.split(key, now.turn.shape[0]))
-
-    return rule

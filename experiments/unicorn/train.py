@@ -20,108 +20,133 @@ import jax
 import numpy as np
 
 from experiments.records import origin, write
-from experiments.unicorn import learned, scoring, world
+from experiments.unicorn import benchmark, ear, learned, rules, scoring
+from experiments.unicorn.benchmark import Benchmark
 from rlx.methods import unicorn
-from rlx.types import Params
+from rlx.ops.catalogue import Catalogue
+from rlx.types import LearnerState
 
 RESULTS = Path(__file__).parent / "results"
-THRESHOLDS = (30, 100, 300, 1000)
-EACH = 40
+THRESHOLDS = (30, 100, 200, 300, 500, 1000)
+SHARPNESS = (0.0, 2.0, 5.0)
+"""Tried on validation pairs."""
+EACH = 80
 """Iterations between two points of a learning curve."""
 
 
 def score_rules(
-    place: world.World, valid: np.ndarray, test: np.ndarray
+    catalogue: Catalogue, valid: np.ndarray, test: np.ndarray
 ) -> dict[str, Any]:
-    """Rules without learning; the threshold is the best on validation pairs."""
+    """Rules without learning; their numbers are the best on validation pairs."""
 
-    def play(rule: scoring.Rule, pairs: np.ndarray) -> dict[str, Any]:
-        found = scoring.player(place, rule)((), pairs, jax.random.key(1))
-        return scoring.scores(found)
+    def play(act: scoring.Act, pairs: np.ndarray) -> dict[str, Any]:
+        player = scoring.player(catalogue, benchmark.plain, act)
+        return scoring.scores(player((), pairs, jax.random.key(1)))
 
-    tuned = {m: play(scoring.threshold(place, m), valid) for m in THRESHOLDS}
-    best = max(tuned, key=lambda m: tuned[m]["success"])
+    def tune(make: Any, values: tuple[float, ...]) -> dict[float, float]:
+        return {x: play(make(catalogue, x), valid)["success"] for x in values}
+
+    def ahead(catalogue: Catalogue, sharpness: float) -> scoring.Act:
+        return rules.lookahead(catalogue, 0, sharpness)
+
+    sizes, sharp = tune(rules.threshold, THRESHOLDS), tune(ahead, SHARPNESS)
+    size, sharpest = (max(found, key=found.__getitem__) for found in (sizes, sharp))
     return {
-        "tuned_on_validation": {str(m): x["success"] for m, x in tuned.items()},
-        "threshold": best,
-        "threshold_rule": play(scoring.threshold(place, best), test),
-        "always_recommend": play(scoring.threshold(place, float("inf")), test),
-        "maximum_entropy": play(scoring.maximum_entropy(place), test),
+        "threshold_on_validation": {str(m): x for m, x in sizes.items()},
+        "sharpness_on_validation": {str(m): x for m, x in sharp.items()},
+        "threshold": size,
+        "sharpness": sharpest,
+        "threshold_rule": play(rules.threshold(catalogue, size), test),
+        "lookahead_to_the_end": play(ahead(catalogue, sharpest), test),
+        "lookahead_one_list": play(rules.lookahead(catalogue, 1), test),
+        "always_recommend": play(rules.threshold(catalogue, float("inf")), test),
+        "maximum_entropy": play(rules.maximum_entropy(catalogue), test),
     }
 
 
-def train_one(
-    place: world.World, name: str, seed: int, arguments: argparse.Namespace
-) -> tuple[Params, scoring.Rule, list[Any], dict[str, Any]]:
-    """Parameters, rule, learning curve on validation pairs, and settings."""
-    if name == "ear":
-        settings = {"imitation": 60, "updates": arguments.iterations}
-        params, rule = learned.train_ear(place, seed, **settings)
-        return params, rule, [], settings
+def parts_of(
+    catalogue: Catalogue, name: str, arguments: argparse.Namespace
+) -> tuple[learned.Parts, dict[str, Any]]:
+    """What an arm consists of, and its settings."""
     steps = arguments.iterations * arguments.minibatches
     if name == "scpr":
-        parts = learned.scpr_parts(place, arguments.minibatches, steps)
-        settings = {"minibatches": arguments.minibatches}
-    else:
-        arm = learned.ARMS[name]
-        fields = {
-            "learning_rate": arguments.learning_rate,
-            "n_step": arguments.n_step,
-            "tau": arguments.tau,
-            "num_minibatches": arguments.minibatches,
-            "epsilon_steps": steps // 2,
-            **arm.fields,
-        }
-        config = unicorn.Config(**fields)
-        parts = learned.unicorn_parts(place, arm, config, arguments.batch, steps)
-        settings = {
-            "config": dataclasses.asdict(config),
-            "arm": dataclasses.asdict(arm),
-            "batch_size": arguments.batch,
-        }
-    method, source, rule = parts
-    curve: list[Any] = []
-    play = scoring.player(place, rule)
-    few = place.valid[np.random.default_rng(2).permutation(len(place.valid))[:500]]
+        parts = learned.scpr_parts(catalogue, arguments.minibatches, steps)
+        return parts, {"minibatches": arguments.minibatches}
+    arm = learned.ARMS[name]
+    fields = {
+        "learning_rate": arguments.learning_rate,
+        "n_step": arguments.n_step,
+        "tau": arguments.tau,
+        "num_minibatches": arguments.minibatches,
+        "batch_size": arguments.batch,
+        "epsilon_steps": steps // 2,
+        **arm.fields,
+    }
+    config = unicorn.Config(**fields)
+    settings = {"config": dataclasses.asdict(config), "arm": dataclasses.asdict(arm)}
+    return learned.unicorn_parts(catalogue, arm, config, steps), settings
 
-    def report(iteration: int, params: Params) -> None:
-        found = scoring.scores(play(params, few, jax.random.key(3)))
-        point = {"updates": iteration * arguments.minibatches}
-        point |= {key: found[key] for key in ("success", "turns", "questions")}
+
+def train_one(
+    place: Benchmark,
+    name: str,
+    seed: int,
+    test: np.ndarray,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Scores on test pairs, learning curve on validation pairs, and settings."""
+    catalogue, key = place.catalogue, jax.random.key(1)
+    if name == "ear":
+        settings = {"imitation": 60, "updates": arguments.iterations}
+        params = ear.train(catalogue, seed, **settings)
+        play = scoring.player(catalogue, learned.told, ear.rule(catalogue))
+        return {**scoring.scores(play(params, test, key)), "settings": settings}
+    parts, settings = parts_of(catalogue, name, arguments)
+    curve: list[Any] = []
+    play = scoring.player(catalogue, parts.make_env, parts.act)
+    few = place.valid[np.random.default_rng(2).permutation(len(place.valid))[:1000]]
+
+    def report(iteration: int, learner: LearnerState) -> None:
+        point: dict[str, Any] = {"updates": iteration * arguments.minibatches}
+        for net in ("params", "target_params"):
+            found = scoring.scores(play(getattr(learner, net), few, jax.random.key(3)))
+            point[net] = {k: found[k] for k in ("success", "turns", "questions")}
         curve.append(point)
         print(name, seed, point, flush=True)
 
-    params = learned.trained(method, source, seed, arguments.iterations, EACH, report)
-    return params, rule, curve, settings
+    learner = learned.trained(parts, seed, arguments.iterations, EACH, report)
+    averaged = scoring.scores(play(learner.target_params, test, key))
+    last = scoring.scores(play(learner.params, test, key))
+    return {**last, "averaged": averaged, "curve": curve, "settings": settings}
 
 
 def run_arm(
-    place: world.World, name: str, test: np.ndarray, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """All seeds of an arm."""
-    seeds = []
-    settings: dict[str, Any] = {}
+    place: Benchmark, name: str, test: np.ndarray, arguments: argparse.Namespace
+) -> None:
+    """All seeds of an arm; what is there is saved after each."""
+    seeds: list[dict[str, Any]] = []
+    kept = ("success", "turns", "gain", "questions")
     for seed in range(arguments.seeds):
         started = time.perf_counter()
-        params, rule, curve, settings = train_one(place, name, seed, arguments)
-        seconds = time.perf_counter() - started
-        found = scoring.player(place, rule)(params, test, jax.random.key(1))
-        scores = scoring.scores(found)
-        print(name, seed, {k: scores[k] for k in ("success", "turns", "gain")})
-        seeds.append({**scores, "curve": curve, "seconds": round(seconds, 1)})
-        kept = ("success", "turns", "gain", "questions")
-        mean = {k: float(np.mean([x[k] for x in seeds])) for k in kept}
-        spread = {k: float(np.std([x[k] for x in seeds])) for k in kept}
-        content = {
-            "arm": name,
-            "mean": mean,
-            "deviation_over_seeds": spread,
-            "iterations": arguments.iterations,
-            "settings": settings,
-            "seeds": seeds,
-        }
-        save(name, content, arguments)
-    return settings
+        scores = train_one(place, name, seed, test, arguments)
+        settings = scores.pop("settings")
+        print(name, seed, {k: scores[k] for k in kept}, flush=True)
+        seconds = round(time.perf_counter() - started, 1)
+        seeds.append({**scores, "seconds": seconds})
+        content = {"arm": name, "iterations": arguments.iterations}
+        content |= {"settings": settings, **_summary(seeds, kept)}
+        averaged = [x["averaged"] for x in seeds if "averaged" in x]
+        if averaged:
+            content["averaged"] = _summary(averaged, kept)
+        save(name, {**content, "seeds": seeds}, arguments)
+
+
+def _summary(seeds: list[dict[str, Any]], kept: tuple[str, ...]) -> dict[str, Any]:
+    columns = {k: [x[k] for x in seeds] for k in kept}
+    return {
+        "mean": {k: float(np.mean(x)) for k, x in columns.items()},
+        "deviation_over_seeds": {k: float(np.std(x)) for k, x in columns.items()},
+    }
 
 
 def save(name: str, content: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -130,6 +155,7 @@ def save(name: str, content: dict[str, Any], arguments: argparse.Namespace) -> N
     words = [arguments.data.name if w == str(arguments.data) else w for w in words]
     made = origin("unicorn.train", [word for word in words if word != "--out"])
     suffix = "fine" if arguments.fine else "coarse"
+    suffix += "" if arguments.vectors == "als" else f"_{arguments.vectors}"
     write(arguments.out / f"{name}_{suffix}.json", {**content, **made})
 
 
@@ -139,6 +165,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help=".npz of edge lists")
     arms = ["rules", "scpr", "ear", *learned.ARMS]
     parser.add_argument("--arms", nargs="+", choices=arms, default=arms[:4])
+    parser.add_argument("--vectors", choices=("als", "transe"), default="als")
     parser.add_argument("--fine", action="store_true", help="LastFM*, not LastFM-33")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=400)
@@ -150,13 +177,15 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    place = world.lastfm(arguments.data, coarse=not arguments.fine)
+    place = benchmark.lastfm(
+        arguments.data, coarse=not arguments.fine, vectors=arguments.vectors
+    )
     mixed = np.random.default_rng(0)
     test = place.test[mixed.permutation(len(place.test))][: arguments.conversations]
     valid = place.valid[mixed.permutation(len(place.valid))][:1000]
     for name in arguments.arms:
         if name == "rules":
-            save("rules", score_rules(place, valid, test), arguments)
+            save("rules", score_rules(place.catalogue, valid, test), arguments)
         else:
             run_arm(place, name, test, arguments)
 

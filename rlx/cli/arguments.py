@@ -179,8 +179,12 @@ def _eval(commands: argparse._SubParsersAction) -> None:
 
 
 def _play(commands: argparse._SubParsersAction) -> None:
-    text = "film an episode, as a GIF (or MP4) and a strip of pictures"
+    text = "film an episode, as a GIF (or MP4) and a strip of pictures; or talk"
     command = _run_command(commands, "play", text)
+    command.description = (
+        "Film an episode, as a GIF (or MP4) and a strip of pictures. In a run on "
+        "conversations nothing is filmed: you answer in the terminal."
+    )
     add = command.add_argument
     add("--index", type=int, default=0, help="which run of several; 0")
     add("--step", type=steps, help="checkpoint; the last unless given")

@@ -12,7 +12,7 @@ import numpy as np
 from rlx import evaluate, plot
 from rlx import saved as saved_lib
 from rlx.cli import experiment as experiments
-from rlx.cli import film, progress, start
+from rlx.cli import film, play, progress, start
 from rlx.cli.errors import UsageError
 from rlx.cli.experiment import Experiment, Parts
 from rlx.json_values import to_json
@@ -132,9 +132,10 @@ def _report(
 
 
 def play_run(arguments: Any) -> int:
-    """Film one episode of one policy."""
+    """Film one episode of one policy, or let a person talk to it."""
     saved = load(arguments.run, arguments.step)
-    if saved.parts.env.render is None:
+    talks = play.is_conversation(saved.parts.env)
+    if saved.parts.env.render is None and not talks:
         raise UsageError(
             f"{saved.experiment.env} has nothing to draw: its environment has no "
             f"`render`; `rlx eval {arguments.run} --json` tells its episodes"
@@ -144,6 +145,9 @@ def play_run(arguments: Any) -> int:
             f"--index {arguments.index}: {arguments.run} holds the runs 0 to "
             f"{len(saved.labels) - 1}"
         )
+    if talks:
+        play.talk(saved.parts.env, saved.policy(arguments.index), arguments.seed)
+        return 0
     out = Path(arguments.out or Path(arguments.run, "episode.gif"))
     film.check(out)
     states = evaluate.trajectory(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from rlx.cli.errors import UsageError
 from rlx.cli.experiment import Experiment
 from rlx.json_values import differences, from_json
 from rlx.record import RunFolder
+from rlx.types import EnvSpec
 
 
 def run(arguments: Any) -> int:
@@ -82,7 +84,7 @@ def _fit(wanted: Experiment, path: Path, arguments: Any) -> int:
                 "keep": arguments.keep,
                 "keep_going": arguments.keep_going,
             },
-            "env_spec": parts.source.env.spec if parts.source.env else None,
+            "env_spec": _plain(parts.source.env.spec) if parts.source.env else None,
         },
     )
 
@@ -114,6 +116,12 @@ def _fit(wanted: Experiment, path: Path, arguments: Any) -> int:
         result = fit(on_row=on_row, on_progress=display.progress)
     _conclude(wanted, result, path, time.monotonic() - started)
     return 0
+
+
+def _plain(spec: EnvSpec) -> EnvSpec:
+    """What a run folder keeps of a spec: not the catalogue that a subclass may hold."""
+    names = [field.name for field in dataclasses.fields(EnvSpec)]
+    return EnvSpec(**{name: getattr(spec, name) for name in names})
 
 
 def _each(*targets: Callable[[Mapping[str, Any]], None]) -> Callable[..., None]:

@@ -24,6 +24,10 @@ class Knowledge(NamedTuple):
     """`[P, D]`"""
     has: Callable[[Array, Array], Array]
     """`(items int[..., M], attributes int[..., N]) -> bool[..., M, N]`."""
+    num_features: int = 0
+    """F, of `GraphState.features`."""
+    num_action_features: int = 0
+    """G, of `GraphState.action_features`."""
 
 
 @struct.dataclass
@@ -48,6 +52,11 @@ class GraphState:
     """`int32[..., K]` items that can be recommended, best first."""
     attribute_actions: Array
     """`int32[..., L]` attributes that can be asked for."""
+    features: Array
+    """`float32[..., F]` numbers of order one about the conversation, such as how many
+    candidates are left; F may be 0. The paper's state has none."""
+    action_features: Array
+    """`float32[..., K + L, G]` numbers of order one about each action; G may be 0."""
 
 
 @struct.dataclass
@@ -72,6 +81,8 @@ def graph_state(  # noqa: PLR0913 (what is known about a conversation)
     counts: Callable[[Array], Array],
     num_items: int,
     num_actions: int,
+    features: Array | None = None,
+    action_features: Array | None = None,
 ) -> GraphState:
     """What is known about a conversation, as an observation. No batch axes: `vmap`.
 
@@ -87,6 +98,8 @@ def graph_state(  # noqa: PLR0913 (what is known about a conversation)
       counts: `float[I] -> [P]`: sums over the items that have each attribute.
       num_items: M, items kept as nodes: those with the greatest scores.
       num_actions: K, items that can be recommended.
+      features: `[F]`; none unless given.
+      action_features: `[K + L, G]`; none unless given.
 
     Raises:
       AssertionError: shapes do not match, or K > M.
@@ -105,6 +118,13 @@ def graph_state(  # noqa: PLR0913 (what is known about a conversation)
     attributes = jnp.concatenate([accepted, attribute_actions])
     edges = counts(others.astype(jnp.float32))[jnp.maximum(attributes, 0)]
     to_user = jnp.sum(jnp.where(others, _suits(scores), 0.0))
+    slots = num_actions + attribute_actions.size
+    if features is None:
+        features = jnp.zeros((0,))
+    if action_features is None:
+        action_features = jnp.zeros((slots, 0))
+    chex.assert_shape(features, (None,))
+    chex.assert_shape(action_features, (slots, None))
     return GraphState(
         user=user.astype(jnp.int32),
         accepted=accepted.astype(jnp.int32),
@@ -113,6 +133,8 @@ def graph_state(  # noqa: PLR0913 (what is known about a conversation)
         rest=jnp.append(to_user, jnp.where(attributes >= 0, edges, 0.0)),
         item_actions=items[:num_actions],
         attribute_actions=attribute_actions.astype(jnp.int32),
+        features=features.astype(jnp.float32),
+        action_features=action_features.astype(jnp.float32),
     )
 
 
@@ -122,8 +144,8 @@ def _suits(scores: Array) -> Array:
 
 def flat(observation: GraphState) -> GraphState:
     """All leading axes as one."""
-    number = observation.user.ndim
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[number:]), observation)
+    number, size = observation.user.ndim, observation.user.size
+    return jax.tree.map(lambda x: x.reshape(size, *x.shape[number:]), observation)
 
 
 def allowed(observation: GraphState) -> Array:

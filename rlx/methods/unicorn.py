@@ -6,9 +6,9 @@ and whose state is the weighted graph around the conversation. Default is the pa
 what the authors' released code (https://github.com/dengyang17/unicorn) does otherwise
 is a field each, and `AS_CODED` is all of them.
 
-Nothing here knows an environment. Observations are `GraphState`s, which `graph_state`
-makes of what is known about a conversation; edges and pre-trained vectors come as
-`Knowledge`.
+Nothing here knows an environment. Observations are `GraphState`s, which `graph` makes
+of what an `rlx.ops.conversation.Observation` knows, and `graph_state` of its parts;
+edges and pre-trained vectors come as `Knowledge`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlx.methods import _conversation, _q_learning
+from rlx.methods import _conversation, _conversation_graph, _q_learning
 from rlx.networks import gnn
+from rlx.ops.conversation import ConversationSpec
 from rlx.types import Array, EnvSpec, Key, Method, Network, Params, PyTree, Transition
 
 SOURCE = "prioritised"
@@ -31,6 +32,9 @@ Knowledge = _conversation.Knowledge
 GraphState = _conversation.GraphState
 Choice = _conversation.Choice
 graph_state = _conversation.graph_state
+graph = _conversation_graph.graph
+knowledge_of = _conversation_graph.knowledge_of
+require_binary = _conversation_graph.require_binary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,13 @@ class Config(_q_learning.QLearningConfig):
     """ε at first (the released code's setting)."""
     epsilon_end: float = 0.1
     """ε in the end (likewise)."""
+    batch_size: int = 128
+    """Transitions in a minibatch, the replay source's `batch_size` (section 5.3)."""
+    capacity: int = 49_920
+    """Transitions remembered, the replay source's `capacity`: 780 for each of 64
+    conversations (the released code: 50,000)."""
+    warmup: int = 0
+    """The replay source's `warmup`: at first ε is great enough."""
     weight_decay: float = 1e-6
     """L2 penalty, added to the gradient (section 5.3)."""
     clip: float = 1.0
@@ -67,6 +78,10 @@ class Config(_q_learning.QLearningConfig):
     """The vectors of users, items and attributes are learned further."""
     pretrained: bool = True
     """Begin with the vectors of `Knowledge`; the released code discards them."""
+    state_features: bool = False
+    """The heads see `GraphState.features` beside the state; the paper's do not."""
+    action_features: bool = False
+    """Actions are vectors and `GraphState.action_features`; the paper's are vectors."""
     plain_convolution: bool = False
     """A sum over neighbours without normalisation, own term or ReLU, as released."""
     across_batch: bool = False
@@ -100,7 +115,7 @@ def make(
     spec: EnvSpec,
     config: Config = Config(),  # noqa: B008 (frozen)
     *,
-    knowledge: Knowledge,
+    knowledge: Knowledge | None = None,
 ) -> Method:
     """UNICORN for an environment whose observations are `GraphState`s.
 
@@ -109,13 +124,22 @@ def make(
     Args:
       spec: the environment's.
       config: see the fields of `Config`.
-      knowledge: edges and pre-trained vectors.
+      knowledge: edges and pre-trained vectors; the catalogue's of a
+        `ConversationSpec` unless given.
 
     Raises:
-      ValueError: a field of the config has an impossible value.
+      ValueError: a field of the config has an impossible value, or nothing is known of
+        what the environment is about.
     """
-    del spec
-    _check(config)
+    if knowledge is None:
+        if not isinstance(spec, ConversationSpec):
+            raise ValueError(
+                f"{spec.name} is no conversation about a catalogue: UNICORN learns on "
+                "conversation/synthetic_graph or conversation/file_graph, or pass "
+                "knowledge=..."
+            )
+        knowledge = knowledge_of(spec)
+    _check(config, knowledge)
     network = _network(config, knowledge)
     agent = _q_learning.Agent(
         network=network,
@@ -155,6 +179,8 @@ def _network(config: Config, knowledge: Knowledge) -> Network:
         "attributes": knowledge.attribute_vectors,
     }
     size = knowledge.item_vectors.shape[1]
+    more = knowledge.num_features if config.state_features else 0
+    wider = knowledge.num_action_features if config.action_features else 0
 
     def init(key: Key) -> Params:
         encoder_key, heads_key, *keys = jax.random.split(key, 2 + len(tables))
@@ -170,8 +196,8 @@ def _network(config: Config, knowledge: Knowledge) -> Network:
             )["params"],
             "heads": heads.init(
                 heads_key,
-                jnp.zeros((1, config.hidden_size)),
-                jnp.zeros((1, 1, size)),
+                jnp.zeros((1, config.hidden_size + more)),
+                jnp.zeros((1, 1, size + wider)),
                 jnp.ones((1, 1), bool),
             )["params"],
         }
@@ -186,6 +212,11 @@ def _network(config: Config, knowledge: Knowledge) -> Network:
         return {**parts, "vectors": drawn}
 
     def apply(params: Params, observation: GraphState) -> Array:
+        if not isinstance(observation, GraphState):
+            raise ValueError(
+                "UNICORN sees graphs: use the environment whose name ends in _graph, "
+                "or rlx.methods.unicorn.graph"
+            )
         batch, joined = observation.user.shape, _conversation.flat(observation)
         vectors = params.get("vectors", tables)
         nodes = _nodes(vectors, params["rest"], joined, knowledge.has)
@@ -197,6 +228,10 @@ def _network(config: Config, knowledge: Knowledge) -> Network:
             ],
             axis=-2,
         )
+        if config.state_features:
+            state = jnp.concatenate([state, joined.features], axis=-1)
+        if config.action_features:
+            actions = jnp.concatenate([actions, joined.action_features], axis=-1)
         found: Any = heads.apply(
             {"params": params["heads"]}, state, actions, _conversation.allowed(joined)
         )
@@ -285,9 +320,15 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
     )
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, knowledge: Knowledge) -> None:
     """Raises ValueError for fields that no run could use."""
     _q_learning.check(config)
+    for name, number in (
+        ("state_features", knowledge.num_features),
+        ("action_features", knowledge.num_action_features),
+    ):
+        if getattr(config, name) and not number:
+            raise ValueError(f"{name}: the environment's graphs have none")
     for name in ("hidden_size", "num_convolutions", "num_heads", "feedforward"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")

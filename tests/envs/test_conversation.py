@@ -11,8 +11,9 @@ import pytest
 
 import envs
 from envs import conversation
-from envs.conversation import files, simulator
+from envs.conversation import embedding, files, simulator, suite
 from envs.conversation import unicorn as unicorn_env
+from rlx.methods import unicorn
 from rlx.ops import catalogue as links_lib
 from rlx.ops import recommendation
 
@@ -286,10 +287,10 @@ def test_a_list_of_ones_own_counts_candidates_once() -> None:
 @pytest.mark.parametrize("dense", [True, False])
 def test_the_graph_of_unicorn(dense: bool) -> None:
     catalogue = conversation.synthetic(WORLD, dense=dense)
-    known = unicorn_env.knowledge(catalogue)
+    env, plain = unicorn_env.make(catalogue), conversation.make(catalogue)
+    known = unicorn.knowledge_of(env.spec)
     items, attributes = jnp.arange(70), jnp.arange(24)
     np.testing.assert_array_equal(known.has(items, attributes), has_matrix(catalogue))
-    env, plain = unicorn_env.make(catalogue), conversation.make(catalogue)
     state, graph = env.reset(jax.random.key(0))
     _, seen = plain.reset(jax.random.key(0))
     np.testing.assert_array_equal(graph.item_actions >= 0, seen.action_mask[:10])
@@ -301,6 +302,21 @@ def test_the_graph_of_unicorn(dense: bool) -> None:
     scores = np.asarray(conversation_scores(catalogue, seen))
     expected = (1 / (1 + np.exp(-scores)))[np.asarray(seen.candidate)].sum()
     np.testing.assert_allclose(total, expected, rtol=1e-5)
+    # 70 items: 0 to 7 bits; 15 turns; shares of the answers; weight of the best ten.
+    assert graph.features.shape == (known.num_features,) == (8 + 15 + 3,)
+    size = int(np.ceil(np.log2(int(seen.num_candidates))))
+    assert np.flatnonzero(graph.features[:23]).tolist() == [size, 8]
+    weights = np.sort(1 / (1 + np.exp(-scores[np.asarray(seen.candidate)])))[::-1]
+    np.testing.assert_allclose(
+        graph.features[23:], [1 / 15, 0, weights[:10].sum() / expected], rtol=1e-5
+    )
+    assert graph.action_features.shape == (20, known.num_action_features)
+    held = has_matrix(catalogue)[np.asarray(seen.candidate)]
+    inside = 1 / (1 + np.exp(-scores[np.asarray(seen.candidate)]))
+    for slot, attribute in enumerate(asked):
+        share = inside @ held[:, attribute] / inside.sum()
+        row = [0, share, seen.entropy[attribute]] if attribute >= 0 else [0, 0, 0]
+        np.testing.assert_allclose(graph.action_features[10 + slot], row, rtol=1e-5)
 
 
 def conversation_scores(catalogue, seen):
@@ -391,6 +407,27 @@ def lists():
         "interaction_valid": np.array([[0, 0]]),
         "interaction_test": np.array([[3, 2]]),
     }
+
+
+def test_made_from_a_file(tmp_path) -> None:
+    path = tmp_path / "lists.npz"
+    np.savez(path, **lists())
+    few = {"num_nodes": 10, "path": str(path), "list_size": 2}
+    with pytest.raises(ValueError, match="3 items, fewer than the 10"):
+        envs.make("conversation/file", **few)
+    catalogue = suite.from_file(path, groups=True, split="test")
+    assert catalogue.interactions.tolist() == [[3, 2]]
+    vectors = embedding.als(embedding.facts(files.load(path, groups=True)))
+    np.testing.assert_array_equal(catalogue.user_embedding, vectors.users)
+    other, again = (suite.from_file(path, vectors="random") for _ in range(2))
+    np.testing.assert_array_equal(other.item_embedding, again.item_embedding)
+    assert float(jnp.abs(other.item_embedding).min()) > 0
+    with pytest.raises(ValueError, match="vectors must be one of als, transe, random"):
+        suite.from_file(path, vectors="best")
+    with pytest.raises(TypeError, match="needs a path"):
+        envs.make("conversation/file_graph")
+    with pytest.raises(TypeError, match="no option num_users; its options: .*split"):
+        envs.make("conversation/file", path=str(path), num_users=3)
 
 
 def test_files_have_two_views(tmp_path) -> None:

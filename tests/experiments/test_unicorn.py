@@ -1,4 +1,4 @@
-"""The simulator of conversations against sets in plain Python, and the scores."""
+"""Rules by brute force, whole conversations, and their scores."""
 
 from __future__ import annotations
 
@@ -7,91 +7,106 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.unicorn import scoring
-from experiments.unicorn import world as lib
+from envs import conversation
+from experiments.unicorn import benchmark, ear, learned, rules, scoring
+from rlx.ops import conversation as ops
 
-NUM_ITEMS, NUM_ATTRIBUTES, NUM_USERS = 40, 6, 3
+WORLD = conversation.World(
+    num_users=4, num_items=60, num_attributes=12, most=6, num_interactions=40
+)
+KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
-def place() -> lib.World:
-    generator = np.random.default_rng(0)
-    has = generator.random((NUM_ITEMS, NUM_ATTRIBUTES)) < 0.4
-    has[:, 0] |= ~has.any(axis=1)
-    users, items, attributes = (
-        np.float32(generator.normal(size=(n, 4)))
-        for n in (NUM_USERS, NUM_ITEMS, NUM_ATTRIBUTES)
-    )
-    pairs = np.stack([np.arange(60) % NUM_USERS, np.arange(60) % NUM_ITEMS], axis=1)
-    against = jnp.float32(np.where(has, items @ attributes.T, 0))
-    arrays = map(jnp.asarray, (has, users, items, attributes))
-    return lib.World(*arrays, against, pairs, pairs, pairs)
+def catalogue():
+    return conversation.synthetic(WORLD)
 
 
-class Sets:
-    """The same conversation with Python's sets."""
+@pytest.fixture(scope="module")
+def seen(catalogue):
+    """Sixteen conversations after three random turns."""
+    env = benchmark.plain(catalogue)
 
-    def __init__(self, place: lib.World, target: int, first: int) -> None:
-        self.has = [set(np.flatnonzero(row)) for row in np.asarray(place.has)]
-        self.target, self.turn = target, 1
-        self.accepted, self.rejected = [first], set()
-        self.candidate = {v for v, mine in enumerate(self.has) if first in mine}
+    def one(key):
+        keys = jax.random.split(key, 4)
+        state, seen = env.reset(keys[0])
+        for turn in range(3):
+            logits = jnp.where(seen.action_mask, 0.0, -jnp.inf)
+            state, step = env.step(
+                state, jax.random.categorical(keys[1 + turn], logits), None
+            )
+            seen = step.observation
+        return seen
 
-    def answer(self, attribute: int, items: np.ndarray) -> tuple[float, bool]:
-        self.turn += 1
-        hit = False
-        if attribute >= 0 and attribute in self.has[self.target]:
-            self.accepted.append(attribute)
-            self.candidate = {v for v in self.candidate if attribute in self.has[v]}
-            reward = 0.01
-        elif attribute >= 0:
-            self.rejected.add(attribute)
-            reward = -0.1
+    return jax.jit(jax.vmap(one))(jax.random.split(KEY, 16))
+
+
+def chosen(catalogue, seen, act, key=KEY):
+    """Question of each conversation, -1 for a list."""
+    slots = jax.jit(lambda seen, key: act((), seen, key))(seen, key)
+    ids = np.take_along_axis(np.asarray(seen.action_ids), slots[:, None], axis=1)[:, 0]
+    return np.where(ids < catalogue.num_items, -1, ids - catalogue.num_items)
+
+
+def weights_of(catalogue, seen, sharpness):
+    scores = np.asarray(jax.vmap(lambda s: ops.scores(catalogue, s))(seen), float)
+    found = np.exp(sharpness * scores) if sharpness else 1 / (1 + np.exp(-scores))
+    return found * np.asarray(seen.candidate)
+
+
+def test_the_threshold_rule(catalogue, seen):
+    asked = chosen(catalogue, seen, rules.threshold(catalogue, 12))
+    sizes = np.asarray(seen.num_candidates)
+    assert (sizes <= 12).any() and (sizes > 12).any()
+    weights, has = weights_of(catalogue, seen, 0), np.asarray(catalogue.links.has)
+    for e in range(16):
+        share = weights[e] @ has / weights[e].sum()
+        share = np.where(seen.askable[e], np.clip(share, 1e-12, 1 - 1e-12), 1e-12)
+        bits = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
+        if sizes[e] <= 12 or bits.max() < 1e-6:
+            assert asked[e] == -1
         else:
-            hit = self.target in items
-            reward = 1.0 if hit else -0.1
-            if not hit:
-                self.candidate -= set(items)
-        late = not hit and self.turn >= 15
-        return reward - 0.3 * late, hit or late
+            assert bits[asked[e]] > bits.max() - 1e-5
 
 
-def test_conversations_are_those_of_sets(place):
-    begin = jax.jit(lambda target, key: lib.begin(place, jnp.int32(1), target, key))
-    known = jax.jit(lambda now: lib.beliefs(place, now))
-    answer = jax.jit(lambda *given: lib.answer(place, *given))
-    generator = np.random.default_rng(1)
-    hits = 0
-    for episode in range(40):
-        now = begin(jnp.int32(episode % NUM_ITEMS), jax.random.key(episode))
-        model = Sets(place, episode % NUM_ITEMS, int(now.accepted[0]))
-        over = False
-        while not over:
-            askable = set(np.flatnonzero(known(now).askable))
-            union = set().union(*(model.has[v] for v in model.candidate))
-            assert askable == union - set(model.accepted) - model.rejected
-            items = np.asarray(lib.best_list(now, known(now).scores))
-            assert set(items[items >= 0]) <= model.candidate
-            if episode % 4 == 0:
-                items = np.full_like(items, -1)  # an empty list: time runs out
-            ask = bool(askable) and generator.random() < 0.8
-            attribute = int(generator.choice(sorted(askable))) if ask else -1
-            new = answer(now, jnp.int32(attribute), items)
-            reward, over = model.answer(attribute, items)
-            np.testing.assert_allclose(new.reward, reward, rtol=1e-6)
-            assert bool(new.over) == over
-            now = new.conversation
-            if bool(new.hit):
-                hits += 1
-                assert items[int(new.rank) - 1] == model.target
-                continue
-            assert set(np.flatnonzero(now.candidate)) == model.candidate
-            assert model.target in model.candidate
-            accepted = np.asarray(now.accepted)
-            assert accepted[accepted >= 0].tolist() == model.accepted
-            assert set(np.flatnonzero(now.rejected)) == model.rejected
-            assert int(now.turn) == model.turn
-    assert hits == 30
+def test_maximum_entropy_asks_by_numbers_alone(catalogue, seen):
+    act, questions = rules.maximum_entropy(catalogue), 0
+    has, sizes = np.asarray(catalogue.links.has), np.asarray(seen.num_candidates)
+    for seed in range(3):
+        asked = chosen(catalogue, seen, act, jax.random.key(seed))
+        assert (asked[sizes <= 10] == -1).all()
+        for e in np.flatnonzero(asked >= 0):
+            share = has[np.asarray(seen.candidate[e])].mean(axis=0)
+            distance = np.where(seen.askable[e], np.abs(share - 0.5), 1.0)
+            assert distance[asked[e]] < distance.min() + 1e-4
+            questions += 1
+    assert questions > 0
+
+
+@pytest.mark.parametrize(("lists", "sharpness"), [(1, 0.0), (0, 0.0), (0, 3.0)])
+def test_looking_ahead_by_brute_force(catalogue, seen, lists, sharpness):
+    asked = chosen(catalogue, seen, rules.lookahead(catalogue, lists, sharpness))
+    weights, has = weights_of(catalogue, seen, sharpness), catalogue.links.has
+    for e in range(16):
+        later = lists or benchmark.ACTIONS - int(seen.turn[e]) - 1
+
+        def best(where, count, e=e):
+            return np.sort(weights[e][where])[::-1][: 10 * count].sum()
+
+        total, everything = weights[e].sum(), np.ones(60, bool)
+        worth = {}
+        for slot in range(10, 20):
+            if seen.action_mask[e, slot]:
+                p = int(seen.action_ids[e, slot]) - 60
+                mine = np.asarray(has[:, p])
+                share = weights[e][mine].sum() / total
+                worth[p] = best(mine, later) / total
+                worth[p] += (1 - share) * best(everything, later) / total
+        now = best(everything, lists or later + 1) / total
+        if not worth or max(worth.values()) < now + 1e-7:
+            assert asked[e] == -1
+        elif max(worth.values()) > now + 1e-5:
+            assert worth[asked[e]] > max(worth.values()) - 1e-5
 
 
 def test_scores_by_hand():
@@ -112,12 +127,62 @@ def test_scores_by_hand():
     assert sorted(found["by_turn"]) == found["by_turn"]
 
 
-def test_a_list_of_all_candidates_hits_at_once_and_nobody_asks_for_ever(place):
-    pairs = np.array([[0, v] for v in range(NUM_ITEMS)])
-    always = scoring.player(place, scoring.threshold(place, float("inf")), chunk=20)
-    outcomes = always((), pairs, jax.random.key(0))
-    assert outcomes.questions.max() == 0
-    # 40 items, ten at a time, minus those that never were candidates.
-    assert outcomes.action.min() == 0 and 0 <= outcomes.action.max() <= 3
-    asking = scoring.player(place, scoring.threshold(place, 0), chunk=20)
-    assert asking((), pairs, jax.random.key(0)).questions.max() <= NUM_ATTRIBUTES - 1
+def test_a_list_of_all_candidates_hits_at_once_and_nobody_asks_for_ever(catalogue):
+    pairs = np.array([[0, v] for v in range(60)])
+
+    def play(size):
+        act = rules.threshold(catalogue, size)
+        return scoring.player(catalogue, benchmark.plain, act, chunk=20)((), pairs, KEY)
+
+    always = play(float("inf"))
+    assert always.questions.max() == 0
+    # 60 items, ten at a time, minus those that never were candidates.
+    assert always.action.min() == 0 and 0 <= always.action.max() <= 5
+    assert (always.rank[always.action >= 0] >= 1).all()
+    assert play(0).questions.max() <= 11
+
+
+def test_what_happened_is_remembered(catalogue):
+    env = learned.told(catalogue)
+    reset, step = jax.jit(env.reset), jax.jit(env.step)
+    for seed in range(30):
+        (state, now), codes, hit = reset(jax.random.key(seed)), [1], False
+        for slot in (10, rules.RECOMMEND, 10, 11):
+            before = int(now.seen.accepted.sum())
+            state, new = step(state, jnp.int32(slot), None)
+            now = new.observation
+            hit |= bool(new.info["hit"])
+            grew = int(now.seen.accepted.sum()) > before
+            codes.append(-2 if slot == rules.RECOMMEND else 1 if grew else -1)
+        if not hit and {1, -1} <= set(codes[1:]):
+            break
+    else:
+        pytest.fail("no conversation of the wanted kind")
+    assert now.history.tolist() == codes + [0] * 10
+    numbers = np.asarray(learned.numbers(catalogue, now))
+    size = int(np.ceil(np.log2(int(now.seen.num_candidates))))
+    assert numbers.shape == (learned.width(catalogue),)
+    assert np.flatnonzero(numbers[15:]).tolist() == [size]
+
+
+def test_two_actions_are_the_rule_and_a_list(catalogue):
+    env, plain = learned.scpr_env(catalogue), benchmark.plain(catalogue)
+    state, _ = env.reset(KEY)
+    for action, slot in ((0, 10), (1, rules.RECOMMEND), (0, 10)):
+        expected, _ = plain.step(state[0], jnp.int32(slot), None)
+        state, _ = env.step(state, jnp.int32(action), KEY)
+        np.testing.assert_array_equal(state[0].candidate, expected.candidate)
+        np.testing.assert_array_equal(state[0].rejected_order, expected.rejected_order)
+
+
+def test_what_is_discounted_in_reinforce():
+    reward = jnp.array([[1.0], [0.0], [2.0]])
+    np.testing.assert_allclose(ear.returns(reward)[:, 0], [1.98, 1.4, 2.0], rtol=1e-6)
+
+
+def test_ear_asks_what_can_be_asked(catalogue, seen):
+    params = ear.network(catalogue).init(KEY)
+    told = learned.Told(seen, jnp.zeros((16, benchmark.TURNS), jnp.int32))
+    slots = jax.jit(lambda told: ear.rule(catalogue)(params, told, KEY))(told)
+    allowed = np.take_along_axis(np.asarray(seen.action_mask), slots[:, None], axis=1)
+    assert allowed.all()

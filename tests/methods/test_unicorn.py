@@ -13,6 +13,8 @@ from flax import struct
 
 from rlx.data.prioritised import prioritised
 from rlx.methods import _conversation, _q_learning, unicorn
+from rlx.ops.catalogue import Catalogue, Dense
+from rlx.ops.conversation import ConversationSpec
 from rlx.types import Array, Box, Discrete, Env, EnvSpec, Step, Transition
 
 NUM_USERS, NUM_ITEMS, NUM_ATTRIBUTES, SIZE = 3, 12, 5, 4
@@ -181,6 +183,8 @@ def test_a_list_holds_the_candidates_by_their_value_and_an_ask_its_attribute():
         rest=jnp.zeros((2, 4)),
         item_actions=jnp.array([[7, 8, -1], [7, 8, 9]]),
         attribute_actions=jnp.array([[3, 4], [3, 4]]),
+        features=jnp.zeros((2, 0)),
+        action_features=jnp.zeros((2, 5, 0)),
     )
     values = jnp.array([[1.0, 2.0, 9.0, 0.0, 0.0], [3.0, 1.0, 2.0, 0.0, 5.0]])
     choice = _conversation.choose(state, values, jnp.array([1, 4]))
@@ -217,6 +221,7 @@ def padded(state: unicorn.GraphState) -> unicorn.GraphState:
             more(state.rest, 0.0), jnp.array([1 + TURNS] * 2), 0.0, axis=-1
         ),
         attribute_actions=more(state.attribute_actions),
+        action_features=jnp.pad(state.action_features, [(0, 0), (0, 2), (0, 0)]),
     )
 
 
@@ -321,6 +326,46 @@ def test_impossible_fields_are_named():
         make(hidden_size=10, num_heads=4)
     with pytest.raises(ValueError, match="num_convolutions must be at least 1"):
         make(num_convolutions=0)
+
+
+def test_features_are_seen_where_they_are_asked_for(observations):
+    """Another turn is another value, and another entropy that of its action alone."""
+    keys = jax.random.split(jax.random.key(3))
+    seen = observations.replace(
+        features=jax.random.normal(keys[0], (6, 2)),
+        action_features=jax.random.normal(keys[1], (6, ACTIONS + QUESTIONS, 3)),
+    )
+    turned = seen.replace(features=seen.features + 1)
+    # Without the mean of advantages actions do not touch each other.
+    other = seen.replace(action_features=seen.action_features.at[:, 0].add(1.0))
+    known = knowledge()._replace(num_features=2, num_action_features=3)
+    for fields in ({}, {"state_features": True, "action_features": True}):
+        config = unicorn.Config(**SMALL, **fields, centred=False)
+        network = unicorn._network(config, known)
+        params = jax.jit(network.init)(jax.random.key(0))
+        apply = jax.jit(network.apply)
+        values, later, wider = (apply(params, x) for x in (seen, turned, other))
+        assert bool(jnp.all(values == later)) == (not fields)
+        moved = np.asarray(jnp.any(values != wider, axis=0))
+        assert moved.tolist() == [bool(fields)] + [False] * (ACTIONS + QUESTIONS - 1)
+    with pytest.raises(ValueError, match="state_features: the environment's graphs"):
+        make(state_features=True)
+
+
+def test_what_is_known_comes_from_the_catalogue():
+    with pytest.raises(ValueError, match="small is no conversation"):
+        unicorn.make(SPEC)
+    about = Catalogue(
+        *(jnp.ones((n, SIZE)) for n in (NUM_USERS, NUM_ITEMS, NUM_ATTRIBUTES)),
+        links=Dense(has=BELONGS, affinity=jnp.zeros(BELONGS.shape)),
+        children=jnp.arange(NUM_ATTRIBUTES)[:, None],
+        interactions=jnp.zeros((1, 2), jnp.int32),
+    )
+    spec = ConversationSpec("talk", Box((1,)), CHOICE, 3, catalogue=about)
+    params = jax.eval_shape(unicorn.make(spec).init, jax.random.key(0))
+    assert params["vectors"]["items"].shape == (NUM_ITEMS, SIZE)
+    with pytest.raises(ValueError, match="environment whose name ends in _graph"):
+        unicorn.make(spec).act(params, 0, jnp.zeros((2, 3)), (), None)
 
 
 def test_the_loss_is_the_shared_one():
