@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results"
 THRESHOLDS = (30, 100, 200, 300, 500, 1000)
 SHARPNESS = (0.0, 2.0, 5.0)
 """Tried on validation pairs."""
-EACH = 80
+EACH = 40
 """Iterations between two points of a learning curve."""
 
 
