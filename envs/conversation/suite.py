@@ -109,12 +109,14 @@ def from_file(  # noqa: PLR0913 (options, by name)
       FileNotFoundError: there is no such file.
       ValueError: the file is damaged, or an option is none of the above.
     """
-    for name, value, known in (
+    for name, value, choices in (
         ("split", split, files.SPLITS),
         ("vectors", vectors, VECTORS),
     ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if value not in choices:
+            raise ValueError(
+                f"{name} must be one of {', '.join(choices)}, got {value!r}"
+            )
     lists = files.load(path, groups=groups)
     known = embedding.facts(lists)
     makers: dict[str, Callable[[], embedding.Vectors]] = {
@@ -134,6 +136,5 @@ def from_file(  # noqa: PLR0913 (options, by name)
 def _random(known: embedding.Facts, seed: int, size: int = 64) -> embedding.Vectors:
     generator = np.random.default_rng(seed)
     counts = (known.num_users, known.num_items, known.num_attributes)
-    return embedding.Vectors(
-        *(np.float32(generator.normal(size=(n, size)) / size**0.5) for n in counts)
-    )
+    drawn = (generator.normal(size=(n, size)) / size**0.5 for n in counts)
+    return embedding.Vectors(*(np.asarray(x, np.float32) for x in drawn))

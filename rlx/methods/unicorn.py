@@ -220,7 +220,7 @@ def _network(config: Config, knowledge: Knowledge) -> Network:
         batch, joined = observation.user.shape, _conversation.flat(observation)
         vectors = params.get("vectors", tables)
         nodes = _nodes(vectors, params["rest"], joined, knowledge.has)
-        state = encoder.apply({"params": params["encoder"]}, *nodes)
+        state: Any = encoder.apply({"params": params["encoder"]}, *nodes)
         actions = jnp.concatenate(
             [
                 _rows(vectors["items"], joined.item_actions),
