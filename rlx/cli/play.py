@@ -89,7 +89,7 @@ def _answer(  # noqa: PLR0913 (the state of the conversation, and the two ends o
     """An item of which the person's answer is true; -1: none of those recommended."""
     if int(action.attribute) >= 0:
         wanted = int(action.attribute)
-        carriers = np.asarray(links_lib.carriers(catalogue.links, wanted))
+        carriers = np.asarray(links_lib.carriers(catalogue.links, jnp.int32(wanted)))
         truth = bool(carriers[item])
         text = f"{heading}Attribute {wanted}? [{'Y/n' if truth else 'y/N'}] "
         said = _yes(text, truth, ask, tell)

@@ -134,8 +134,8 @@ def _report(
 def play_run(arguments: Any) -> int:
     """Film one episode of one policy, or let a person talk to it."""
     saved = load(arguments.run, arguments.step)
-    talks = play.is_conversation(saved.parts.env)
-    if saved.parts.env.render is None and not talks:
+    render = saved.parts.env.render
+    if render is None and not play.is_conversation(saved.parts.env):
         raise UsageError(
             f"{saved.experiment.env} has nothing to draw: its environment has no "
             f"`render`; `rlx eval {arguments.run} --json` tells its episodes"
@@ -145,7 +145,7 @@ def play_run(arguments: Any) -> int:
             f"--index {arguments.index}: {arguments.run} holds the runs 0 to "
             f"{len(saved.labels) - 1}"
         )
-    if talks:
+    if render is None:
         play.talk(saved.parts.env, saved.policy(arguments.index), arguments.seed)
         return 0
     out = Path(arguments.out or Path(arguments.run, "episode.gif"))
@@ -159,7 +159,7 @@ def play_run(arguments: Any) -> int:
     frequency = saved.parts.env.spec.control_frequency or float(arguments.fps)
     fps = max(1, min(arguments.fps, round(frequency)))
     shown = film.select(len(states), frequency, fps, arguments.seconds)
-    frames = [np.asarray(saved.parts.env.render(states[index])) for index in shown]
+    frames = [np.asarray(render(states[index])) for index in shown]
     film.write(frames, out, fps)
     strip = out.with_name("rollout.png")
     times = [index / frequency for index in shown]
