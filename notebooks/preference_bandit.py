@@ -72,9 +72,9 @@ print(f"J* = {float(bandit.optimal_value(world, BETA)):.3f}")
 # ## 2. A hundred pairs
 #
 # Somebody else chose the answers (a behaviour policy that likes a few of them), and a
-# teacher said which of two is better, wrongly now and then (Bradley and Terry's model):
-# a difference in reward of 0.2 decides little, one of 3 nearly always. Some answers were
-# hardly ever seen.
+# teacher said which of two is better, wrongly now and then (Bradley and Terry's
+# model): a difference in reward of 0.2 decides little, one of 3 nearly always. Some
+# answers were hardly ever seen.
 
 # %%
 behaviour = jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(4), (1, ANSWERS)))
