@@ -94,8 +94,8 @@ def prefill(
     group = heads // keys.shape[2]
     seen = jnp.repeat(seen, group, axis=0)
     keys, values = (jnp.repeat(x, group, axis=2) for x in (keys, values))
-    swapped = (jnp.swapaxes(x, 1, 2) for x in (queries, keys, values))
-    return jnp.swapaxes(masked(*swapped, seen[None]), 1, 2)
+    queries, keys, values = (jnp.swapaxes(x, 1, 2) for x in (queries, keys, values))
+    return jnp.swapaxes(masked(queries, keys, values, seen[None]), 1, 2)
 
 
 def selected_pages(
