@@ -189,8 +189,8 @@ def train_one(arm: str, task: str, kind: str, seeds: range, out: Path) -> dict:
 
 def summarize() -> None:
     """A table of final scores, and a plot of the online phase per set."""
-    paths = [p for p in sorted(RESULTS.glob("*.json")) if p.name != "summary.json"]
-    found = [json.loads(path.read_text()) for path in paths]
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    found = [record for record in found if "phases" in record]
     curves: dict[str, dict[str, Curve]] = {}
     rows = []
     for record in found:
