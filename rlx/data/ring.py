@@ -135,7 +135,9 @@ def read(
     found = jax.lax.fori_loop(0, rounds, one, nothing)
 
     def join(x: Array) -> Array:
-        return x.reshape(-1, *x.shape[2:])[: drawn.size].reshape(*shape, *x.shape[2:])
+        # Told, not -1: a leaf may be empty.
+        rows = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+        return rows[: drawn.size].reshape(*shape, *x.shape[2:])
 
     return jax.tree.map(join, found)
 
