@@ -175,7 +175,7 @@ def bible(program: str = PROGRAM) -> list[tuple[int, str]]:
         "sentence a line"
     )
     try:
-        done = subprocess.run(
+        ended = subprocess.run(
             [program, "-f", RANGE],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -191,7 +191,7 @@ def bible(program: str = PROGRAM) -> list[tuple[int, str]]:
         raise LanguageDataError(
             f"the program {program!r} fails with status {error.returncode}: {advice}"
         ) from error
-    verses = [line.partition(" ")[2] for line in done.stdout.splitlines()]
+    verses = [line.partition(" ")[2] for line in ended.stdout.splitlines()]
     rows = [(n, x.strip()) for n, x in enumerate(verses, 1) if x.strip()]
     if not rows:
         raise LanguageDataError(f"the program {program!r} says nothing: {advice}")
@@ -199,7 +199,7 @@ def bible(program: str = PROGRAM) -> list[tuple[int, str]]:
 
 
 def split(text: str) -> list[str]:
-    """The sentences of a text, in the one spelling: cut after . ? ! ; and :"""
+    """The sentences of a text, in the one spelling: cut after `.?!;:`."""
     pieces = (plain(piece) for piece in _ENDS.split(text))
     return [piece for piece in pieces if piece]
 

@@ -1,9 +1,9 @@
 """A classifier of texts: several yes-or-no questions about each.
 
 What STEER (Hallinan et al. 2023, https://arxiv.org/abs/2311.07167) rates style with: a
-sigmoid for each style, trained by the cross-entropy of each question on its own, so that
-a text may be of several styles or of none. With one question it is a discriminator, such
-as of real texts from corrupted ones.
+sigmoid for each style, trained by the cross-entropy of each question on its own, so
+that a text may be of several styles or of none. With one question it is a
+discriminator, such as of real texts from corrupted ones.
 
 Special case that holds exactly: with one question and targets 0 and 1 the loss is that
 of logistic regression, −log σ(±z).

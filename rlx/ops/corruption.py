@@ -1,9 +1,9 @@
 """Noise on texts: what a paraphraser learns to undo, and what a judge learns to see.
 
-Denoising as in Lample et al. 2018, https://arxiv.org/abs/1711.00043 (section 2.3): words
-are dropped, and moved by a few places. Beside them: words are replaced by given
+Denoising as in Lample et al. 2018, https://arxiv.org/abs/1711.00043 (section 2.3):
+words are dropped, and moved by a few places. Beside them: words are replaced by given
 neighbours or by any word, and said twice. All on rows that are padded on the right, all
-pure; the last real token (a stop token, say) can be kept where it is.
+pure; what the mask leaves out, such as a stop token, has no part in it.
 """
 
 from __future__ import annotations
