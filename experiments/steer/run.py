@@ -3,14 +3,17 @@
     python -m experiments.steer.run --seeds 0 1 2
     python -m experiments.steer.run --seeds 0 --arms "STEER" "SFT, filtered"
 
-What is already in `results/seed_<n>.json` stays unless its arm is named.
+What is already in `results/seed_<n>.json` stays unless its arm is named. With
+`--kept FOLDER` the world of a seed and its texts are kept there for the next start.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +37,31 @@ BEST_OF = 8
 class Study:
     """A seed's world, its data as it is needed, and its record."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, kept: Path | None) -> None:
         """Makes the world; reads what was recorded before."""
         self.path = folder / f"seed_{seed}.json"
+        self.kept = None if kept is None else kept / f"seed_{seed}"
         keys = jax.random.split(jax.random.key(seed), 5)
         self.keys = keys
-        self.world: World = worlds.make(keys[0])
+        self.world: World = self.keep("world", lambda: worlds.make(keys[0]))
         self.asked: Asked = worlds.ask(keys[1], self.world, measure.INPUTS)
         self.data: dict[str, tuple[Rated, Asked]] = {}
         self.record: dict[str, Any] = {"seed": seed, "arms": {}}
         if self.path.exists():
             self.record = json.loads(self.path.read_text())
+
+    def keep(self, name: str, make: Callable[[], Any]) -> Any:
+        """What was made before, or else is made now."""
+        if self.kept is None:
+            return make()
+        path = self.kept / f"{name}.pickle"
+        if not path.exists():
+            self.kept.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(pickle.dumps(jax.device_get(make())))
+        return jax.tree.map(
+            lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x,
+            pickle.loads(path.read_bytes()),
+        )
 
     def key(self, name: str) -> Key:
         """Of an arm: its name decides, not its place."""
@@ -55,7 +72,10 @@ class Study:
         """What the product of experts wrote, all or filtered."""
         anti = "none" if kind.endswith("no anti-expert") else "source"
         if kind not in self.data:
-            rated, asked = worlds.generated(self.keys[3], self.world, anti)
+            rated, asked = self.keep(
+                f"texts {anti}",
+                lambda: worlds.generated(self.keys[3], self.world, anti),
+            )
             if kind != "unfiltered":
                 value = jnp.prod(rated.metrics, axis=-1)
                 rated = best_rows(rated, value, worlds.KEPT)
@@ -134,13 +154,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="*", default=None)
     parser.add_argument("--folder", type=Path, default=RESULTS)
+    parser.add_argument("--kept", type=Path, default=None)
     parser.add_argument("--rate", type=float, default=arms.RATE)
     parser.add_argument("--control-rate", type=float, default=arms.CONTROL_RATE)
     parser.add_argument("--steps", type=int, default=arms.STEPS)
     given = parser.parse_args()
     options = arms.Options(given.rate, given.control_rate, given.steps)
     for seed in given.seeds:
-        study = Study(seed, given.folder)
+        study = Study(seed, given.folder, given.kept)
         if "copy" not in study.record["arms"]:
             untrained(study)
         wanted = [n for n in arms.ARMS if n not in study.record["arms"]]
