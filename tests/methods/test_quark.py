@@ -23,7 +23,12 @@ def conformance_cases() -> dict[str, tuple[Method, DataSource]]:
 def test_the_loss_by_hand() -> None:
     """−log p = 2, KL 3, H 5: 2 + 0.05 · 3 − 0.06 · 5."""
     one = [jnp.array([x]) for x in (-2.0, 3.0, 5.0)]
-    np.testing.assert_allclose(quark.loss(*one), [1.85], rtol=1e-6)
+    config = quark.Config()
+    terms = {
+        "kl_coefficient": config.kl_coefficient,
+        "entropy_coefficient": config.entropy_coefficient,
+    }
+    np.testing.assert_allclose(quark.loss(*one, **terms), [1.85], rtol=1e-6)
 
 
 ROOM = 6000
