@@ -7,7 +7,6 @@ began, reads it without the control words.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import chex
 import jax
@@ -45,7 +44,7 @@ class Prepared:
     """`float32[B, S − 1, V]` logits of the tokens from the second on."""
 
 
-def check(spec: ControlledModel, config: ControlConfig) -> None:
+def check(config: ControlConfig) -> None:
     """Raises ValueError for fields that no run could use."""
     _language.check(config)
     _language.require(config, "control_rate", lambda x: x > 0, "be positive")
@@ -57,14 +56,24 @@ def check(spec: ControlledModel, config: ControlConfig) -> None:
         )
 
 
-def token_loss(
+def loss(
     log_prob: Array,
     kl: Array,
     entropy: Array,
+    *,
     kl_coefficient: float | Array,
     entropy_coefficient: float | Array,
 ) -> Array:
-    """−log p + c_KL KL − c_H H of tokens, elementwise `[...]`.
+    """L = −log p(yₜ) + c_KL KL(p ‖ q) − c_H H(p) at each token. Elementwise.
+
+    Lu et al. 2022, equation 3.
+
+    Args:
+      log_prob: `[...]` log p of the tokens, over all V + E words.
+      kl: `[...]` KL(p ‖ q) over the V words, q the reference without control words.
+      entropy: `[...]` of p.
+      kl_coefficient: c_KL ≥ 0, scalar.
+      entropy_coefficient: c_H ≥ 0, scalar.
 
     Raises:
       AssertionError: shapes differ, or an array does not hold floats.
@@ -74,10 +83,8 @@ def token_loss(
     return -log_prob + kl_coefficient * kl - entropy_coefficient * entropy
 
 
-def make(
-    spec: ControlledModel, config: ControlConfig, loss: Callable[..., Array]
-) -> Method:
-    """The method with an elementwise `loss(log_prob, kl, entropy, ...)`."""
+def make(spec: ControlledModel, config: ControlConfig) -> Method:
+    """The method: `loss`, and its mean over all tokens of a batch's responses."""
     apply, words = spec.model.network.apply, spec.controls.num_words
 
     def prepare(learner: LearnerState, batch: Controlled) -> tuple[PyTree, Prepared]:
@@ -104,12 +111,12 @@ def make(
             kl = kl_divergence(
                 Categorical(logits[..., :words]), Categorical(batch.reference)
             )
-        bonus = config.entropy_coefficient
+        price, bonus = config.kl_coefficient, config.entropy_coefficient
         each = loss(
             log_prob,
             kl,
             jax.lax.stop_gradient(entropy) if bonus is None else entropy,
-            kl_coefficient=0.0 if batch.reference is None else config.kl_coefficient,
+            kl_coefficient=0.0 if price is None else price,
             entropy_coefficient=0.0 if bonus is None else bonus,
         )
         count = jnp.maximum(jnp.sum(response), 1)

@@ -18,7 +18,8 @@ import dataclasses
 
 from rlx.generation.controlled import ControlledModel
 from rlx.methods import _control, _language
-from rlx.types import Array, Method
+from rlx.methods._control import loss as loss
+from rlx.types import Method
 
 SOURCE = _language.SOURCE
 
@@ -35,31 +36,6 @@ class Config(_control.ControlConfig):
     """Of the entropy, which is a bonus; None: none."""
 
 
-def loss(
-    log_prob: Array,
-    kl: Array,
-    entropy: Array,
-    *,
-    kl_coefficient: float | Array = 0.05,
-    entropy_coefficient: float | Array = 0.06,
-) -> Array:
-    """L = −log p(yₜ) + c_KL KL(p ‖ q) − c_H H(p) at each token. Elementwise.
-
-    Args:
-      log_prob: `[...]` log p of the tokens, over all V + E words.
-      kl: `[...]` KL(p ‖ q) over the V words, q the reference without control words.
-      entropy: `[...]` of p.
-      kl_coefficient: c_KL ≥ 0, scalar.
-      entropy_coefficient: c_H ≥ 0, scalar.
-
-    Raises:
-      AssertionError: shapes differ, or an array does not hold floats.
-    """
-    return _control.token_loss(
-        log_prob, kl, entropy, kl_coefficient, entropy_coefficient
-    )
-
-
 def make(spec: ControlledModel, config: Config = Config()) -> Method:  # noqa: B008
     """Quark as a method. Batches are `rlx.ops.control_tokens.Controlled`.
 
@@ -71,11 +47,11 @@ def make(spec: ControlledModel, config: Config = Config()) -> Method:  # noqa: B
       ValueError: a field of the config has an impossible value, or there are control
         words of several metrics.
     """
-    _control.check(spec, config)
+    _control.check(config)
     if spec.controls.num_metrics != 1:
         raise ValueError(
             f"Quark has one reward, the control words have "
             f"{spec.controls.num_metrics}: aggregate the rewards and use "
             "Controls(num_metrics=1), or use steer"
         )
-    return _control.make(spec, config, loss)
+    return _control.make(spec, config)

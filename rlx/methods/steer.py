@@ -21,7 +21,8 @@ import dataclasses
 
 from rlx.generation.controlled import ControlledModel
 from rlx.methods import _control, _language
-from rlx.types import Array, Method
+from rlx.methods._control import loss as loss
+from rlx.types import Method
 
 SOURCE = _language.SOURCE
 
@@ -34,31 +35,6 @@ class Config(_control.ControlConfig):
     """AdamW's step size."""
 
 
-def loss(
-    log_prob: Array,
-    kl: Array,
-    entropy: Array,
-    *,
-    kl_coefficient: float | Array = 0.0,
-    entropy_coefficient: float | Array = 0.0,
-) -> Array:
-    """L = −log p(yₜ) + c_KL KL(p ‖ q) − c_H H(p) at each token. Elementwise.
-
-    Args:
-      log_prob: `[...]` log p of the tokens, over all V + E words.
-      kl: `[...]` KL(p ‖ q) over the V words, q the reference without control words.
-      entropy: `[...]` of p.
-      kl_coefficient: c_KL ≥ 0, scalar.
-      entropy_coefficient: c_H ≥ 0, scalar.
-
-    Raises:
-      AssertionError: shapes differ, or an array does not hold floats.
-    """
-    return _control.token_loss(
-        log_prob, kl, entropy, kl_coefficient, entropy_coefficient
-    )
-
-
 def make(spec: ControlledModel, config: Config = Config()) -> Method:  # noqa: B008
     """STEER as a method. Batches are `rlx.ops.control_tokens.Controlled`.
 
@@ -69,5 +45,5 @@ def make(spec: ControlledModel, config: Config = Config()) -> Method:  # noqa: B
     Raises:
       ValueError: a field of the config has an impossible value.
     """
-    _control.check(spec, config)
-    return _control.make(spec, config, loss)
+    _control.check(config)
+    return _control.make(spec, config)
