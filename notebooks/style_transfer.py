@@ -230,11 +230,11 @@ plt.show()
 # %% [markdown]
 # ## 4. The pool
 #
-# Three texts for each of a thousand sentences and each other style, of which the better
-# half of each style is kept. Their rewards are cut into five quantiles each. A text is
-# then read behind three words, such as *strength: best, similarity: second best,
-# fluency: worst*, and learned by plain likelihood. Every hundred steps the model writes
-# texts of its own behind the best words, and the pool grows by them.
+# Three texts for each of a thousand sentences and each other style, of which the best
+# three quarters of each style are kept. Their rewards are cut into five quantiles each.
+# A text is then read behind three words, such as *strength: best, similarity: second
+# best, fluency: worst*, and learned by plain likelihood. Every hundred steps the model
+# writes texts of its own behind the best words, and the pool grows by them.
 
 # %%
 ready, own_style, _ = ask(jax.random.key(9), 1000)
@@ -246,7 +246,7 @@ for number in range(6):
     rows = language.rewrites(ready, found)
     every.append(Rated(rows, other, rate(ready, found, other)))
 rated = jax.tree.map(lambda *x: jnp.concatenate(x), *every)
-start = reward_pool.best_rows(rated, jnp.prod(rated.metrics, axis=1), 1000)
+start = reward_pool.best_rows(rated, jnp.prod(rated.metrics, axis=1), 1500)
 print("all:     ", np.round(rated.metrics.mean(0), 3))
 print("filtered:", np.round(start.metrics.mean(0), 3))
 
@@ -278,7 +278,6 @@ def steered(bins, every):
             every=every,
             rollouts=512 if every else 0,
             stop_token=language.END,
-            ties="together",
         ),
         source_style=own_style,
     )

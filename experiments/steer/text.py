@@ -40,6 +40,8 @@ from rlx.types import Array, Key, Params
 RESULTS = Path(__file__).parent / "results"
 STRENGTH, NUCLEUS = 1.0, 0.95
 """Of the product of experts: a and p₀."""
+SIZES = ("words", "source", "answer", "width", "judge_steps", "paraphraser_steps")
+"""Numbers of `text_world.Size` that the command line may change."""
 BINS = 5
 CHUNK = 256
 """Texts sampled at once."""
@@ -50,8 +52,8 @@ class Plan(NamedTuple):
 
     sources: int = 600
     """Sentences of each style that the product of experts rewrites, in each other."""
-    draws: int = 3
-    kept: int = 1200
+    draws: int = 2
+    kept: int = 1000
     """Texts of each style that pass the filter."""
     steps: int = 600
     """Gradient steps of SFT and of STEER each."""
@@ -273,7 +275,7 @@ def main() -> None:
     first = commands.add_parser("prepare")
     first.add_argument("--style", nargs="+", required=True, metavar="NAME=FILE")
     first.add_argument("--encoding", default="utf-8")
-    for name in ("words", "judge_steps", "paraphraser_steps"):
+    for name in SIZES:
         first.add_argument(f"--{name.replace('_', '-')}", type=int)
     second = commands.add_parser("run")
     second.add_argument("--seed", type=int, default=0)
@@ -289,8 +291,7 @@ def main() -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     paths = dict(word.partition("=")[::2] for word in options.style)
-    names = ("words", "judge_steps", "paraphraser_steps")
-    chosen = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+    chosen = {n: getattr(options, n) for n in SIZES if getattr(options, n) is not None}
     size = text_world.Size(**chosen)
     world = text_world.make(jax.random.key(7), paths, size, options.encoding)
     text_world.save(options.world, world)

@@ -37,16 +37,17 @@ from rlx.types import Array, DataSource, Key, Method, Params, TrainState
 class Size:
     """How large everything is; all of it stands in the record."""
 
-    words: int = 2048
-    source: int = 16
+    words: int = 1536
+    """V at most."""
+    source: int = 13
     """Places of a prompt: tokens of a sentence and BEGIN."""
-    answer: int = 18
-    width: int = 128
+    answer: int = 15
+    width: int = 64
     layers: int = 2
-    judge_steps: int = 800
-    judge_filters: int = 48
-    paraphraser_steps: int = 1500
-    parts: tuple[int, int, int] = (7000, 7000, 500)
+    judge_steps: int = 600
+    judge_filters: int = 32
+    paraphraser_steps: int = 1600
+    parts: tuple[int, int, int] = (5000, 5000, 400)
     """Sentences of each style to learn from, for the held-out judges, for the test."""
     batch: int = 64
 
@@ -59,7 +60,7 @@ NOISES = (
 )
 """What the paraphraser undoes, each as often; words are replaced by neighbours."""
 NEIGHBOURS = 8
-RATE = 2e-3
+RATE = 3e-3
 
 
 @struct.dataclass
