@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from rlx.generation import paged_attention
-from rlx.generation.paged_attention import decode_xla
+
 from rlx.ops import paged
 
+decode_xla = jax.jit(paged_attention.decode_xla, static_argnames=("bits", "split"))
 ROWS, HEADS, GROUP, WIDTH, SIZE, LIST, POOL = 3, 2, 2, 8, 4, 5, 12
 COUNTS = jnp.array(
     [
