@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from rlx.generation import paged_attention
-
 from rlx.ops import paged
 
 decode_xla = jax.jit(paged_attention.decode_xla, static_argnames=("bits", "split"))
