@@ -2,9 +2,9 @@
 
 Yu et al. 2022 (Orca), https://www.usenix.org/conference/osdi22/presentation/yu, with
 the pages of Kwon et al. 2023, https://arxiv.org/abs/2309.06180. In lockstep
-(`rlx.generation.engine.sampler`) a batch waits for its longest answer; here whoever has
-ended makes room for the next prompt, all within one compiled loop. Pages for the whole
-answer are set aside when a prompt comes in, so that none is ever thrown out again.
+(`rlx.generation.speakers.sampler`) a batch waits for its longest answer; here whoever
+has ended makes room for the next prompt, all within one compiled loop. Pages for the
+whole answer are set aside when a prompt comes in, so that none is ever thrown out again.
 
 Every answer draws with a key of its own: what is said does not depend on the number of
 slots, on the pool, or on who else is being served.
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rlx.generation import engine, paged_cache
+from rlx.generation import engine, paged_cache, speakers
 from rlx.generation.paged_cache import NOWHERE, Cache
 from rlx.generation.sampling import Generated, Sampler, Sampling, draw
 from rlx.generation.sparse import Plan, Sparse, plan
@@ -103,7 +103,7 @@ def server(
     ) -> Serving:
         chex.assert_rank(prompt, 2)
         chex.assert_equal_shape([prompt, mask])
-        room = engine.check_room(config, prompt.shape[1], options)
+        room = speakers.check_room(config, prompt.shape[1], options.max_tokens)
         size = _pool(made, prompt.shape[1], options, samples, slots, pool)
         tokens, length = engine.right_padded(prompt, mask)
         job = _Job(made, options, engine.unstacked(params), tokens, length, key)

@@ -13,6 +13,7 @@ import pytest
 from rlx.generation import engine, heads, serving
 from rlx.generation.sampling import Sampling
 from rlx.generation.sparse import Sparse
+from rlx.generation.speakers import sampler
 from rlx.networks import transformer
 
 CONFIG = transformer.Config(
@@ -40,7 +41,7 @@ def served(slots: int, pool: int | None, samples: int, seed: int | None):
 
 
 def test_greedy_answers_are_those_of_the_engine_in_lockstep() -> None:
-    made, inputs = engine.sampler(CONFIG, OPTIONS, SPARSE), asked()
+    made, inputs = sampler(engine.speaker(CONFIG, SPARSE), OPTIONS), asked()
     expected = jax.jit(lambda: made(*inputs, None))()
     found = served(3, None, 1, None).found
     np.testing.assert_array_equal(found.tokens[:, 0], expected.tokens)
