@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rlx.generation import speakers
+from rlx.generation import engine, speakers
 from rlx.generation.language_model import LanguageModel
 from rlx.generation.sampling import Sampling
+from rlx.generation.sparse import Sparse
 from rlx.networks import transformer
 from rlx.networks.transformer_controls import extended, with_controls
 from rlx.ops.control_tokens import Controls
@@ -28,6 +29,7 @@ def decoder(
     controls: Controls,
     key: Key,
     options: Sampling | None = None,
+    sparse: Sparse | None = None,
 ) -> ControlledModel:
     """A decoder that has learned before, with control words added.
 
@@ -37,6 +39,7 @@ def decoder(
       controls: the words to add.
       key: draws their embeddings.
       options: how responses are drawn; None: it cannot act.
+      sparse: see `rlx.generation.language_model.decoder`.
 
     Raises:
       ValueError: `controls` follow another vocabulary than the config's.
@@ -49,7 +52,7 @@ def decoder(
     longer = extended(config, controls.size)
     speaks = None
     if options is not None:
-        speaker = speakers.of_decoder(longer)
+        speaker = engine.speaker(longer, sparse)
         speaks = speakers.sampler(
             speakers.restricted(speaker, controls.num_words), options
         )

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from rlx.generation.speakers import Reading, Speaker
 from rlx.ops import experts
 from rlx.types import Array, Params, PyTree
@@ -53,17 +55,21 @@ def product(
       AssertionError: their words are not equally many.
     """
 
-    def read(params: Parts, prompt: Array, mask: Array, max_tokens: int) -> Reading:
+    def read(
+        params: Parts, prompt: Array, mask: Array, max_tokens: int, samples: int = 1
+    ) -> Reading:
         speakers = (
             (base, expert) if anti_expert is None else (base, expert, anti_expert)
         )
         readings = [
-            speaker(own, prompt, mask, max_tokens)
+            speaker(own, prompt, mask, max_tokens, samples)
             for speaker, own in zip(speakers, params, strict=False)
         ]
 
+        rows = strength if jnp.ndim(strength) == 0 else jnp.repeat(strength, samples)
+
         def joined(logits: list[Array]) -> Array:
-            return experts.product(*logits, strength=strength, nucleus=nucleus)
+            return experts.product(*logits, strength=rows, nucleus=nucleus)
 
         def extend(state: PyTree, token: Array, alive: Array) -> tuple[Array, PyTree]:
             found = [

@@ -35,23 +35,39 @@ class Reading(NamedTuple):
     """`(state, token int[B], alive bool[B]) -> (logits [B, V], state)`."""
 
 
-Speaker: TypeAlias = Callable[[Params, Array, Array, int], Reading]
-"""`(params, prompt int[B, L], mask bool[B, L], max_tokens) -> Reading`; prompts are
-padded on the left."""
+Speaker: TypeAlias = Callable[..., Reading]
+"""`(params, prompt int[B, L], mask bool[B, L], max_tokens, samples=1) -> Reading`.
+
+Prompts are padded on the left; rows b K ... b K + K − 1 of a reading with K samples
+are for prompt b."""
 
 
 def sampler(speaker: Speaker, options: Sampling) -> Sampler:
     """Lets a speaker speak, see `rlx.generation.sampling`."""
 
     def generate(
-        params: Params, prompt: Array, mask: Array, key: Key | None
+        params: Params, prompt: Array, mask: Array, key: Key | None, samples: int = 1
     ) -> Generated:
         chex.assert_rank(prompt, 2)
         chex.assert_equal_shape([prompt, mask])
-        first, state, extend = speaker(params, prompt, mask, options.max_tokens)
+        first, state, extend = speaker(
+            params, prompt, mask, options.max_tokens, samples
+        )
         return loop(extend, state, first, options, key)
 
     return generate
+
+
+def check_room(config: transformer.Config, length: int, max_tokens: int) -> int:
+    """Tokens of a prompt and its response; raises ValueError if they are too many."""
+    room = length + max_tokens
+    if room > config.max_length:
+        raise ValueError(
+            f"a prompt of {length} tokens and a response of {max_tokens} need {room} "
+            f"positions, the network has {config.max_length}: shorten them or raise "
+            "Config.max_length"
+        )
+    return room
 
 
 def of_decoder(config: transformer.Config) -> Speaker:
@@ -62,17 +78,17 @@ def of_decoder(config: transformer.Config) -> Speaker:
     """
     network = transformer.decoder(config)
 
-    def read(params: Params, prompt: Array, mask: Array, max_tokens: int) -> Reading:
-        room = prompt.shape[1] + max_tokens
-        if room > config.max_length:
-            raise ValueError(
-                f"{room} tokens to read and to say, but the network has positions for "
-                f"{config.max_length}: shorten them or raise Config.max_length"
-            )
+    def read(
+        params: Params, prompt: Array, mask: Array, max_tokens: int, samples: int = 1
+    ) -> Reading:
+        room = check_room(config, prompt.shape[1], max_tokens)
         empty = transformer.init_cache(config, len(prompt), room)
         features, cache = transformer.hidden(config, params, prompt, mask, empty)
         assert cache is not None  # it was given one
         first = transformer.logits(config, params, features[:, -1])
+        if samples > 1:
+            first = jnp.repeat(first, samples, axis=0)
+            cache = transformer.repeated(cache, samples)
         weights, cache = transformer.unstacked(params, cache)
 
         def extend(state: PyTree, token: Array, alive: Array) -> tuple[Array, PyTree]:
@@ -86,7 +102,9 @@ def of_decoder(config: transformer.Config) -> Speaker:
     return read
 
 
-def of_table(params: Params, prompt: Array, mask: Array, max_tokens: int) -> Reading:
+def of_table(
+    params: Params, prompt: Array, mask: Array, max_tokens: int, samples: int = 1
+) -> Reading:
     """A bigram model: a `Speaker` that hears the last token of the prompt.
 
     Args:
@@ -95,25 +113,31 @@ def of_table(params: Params, prompt: Array, mask: Array, max_tokens: int) -> Rea
       prompt: `int[B, L]`.
       mask: not read: the last token of a prompt is no padding.
       max_tokens: not read: a table has no end.
+      samples: rows of each prompt.
     """
     del mask, max_tokens
     table, which = params
     chex.assert_rank([table, which], [3, 1])
     chex.assert_equal_shape_prefix([prompt, which], 1)
 
+    last, which = (jnp.repeat(x, samples) for x in (prompt[:, -1], which))
+
     def extend(state: PyTree, token: Array, alive: Array) -> tuple[Array, PyTree]:
         del alive
         return table[which, token], state
 
-    return Reading(table[which, prompt[:, -1]], (), extend)
+    return Reading(table[which, last], (), extend)
 
 
 def unprompted(speaker: Speaker, begin: int) -> Speaker:
     """The same speaker, which hears the token `begin` in place of every prompt."""
 
-    def read(params: Params, prompt: Array, mask: Array, max_tokens: int) -> Reading:
+    def read(
+        params: Params, prompt: Array, mask: Array, max_tokens: int, samples: int = 1
+    ) -> Reading:
         lone = jnp.full((len(prompt), 1), begin, jnp.int32)
-        return speaker(params, lone, jnp.ones(lone.shape, bool), max_tokens)
+        here = jnp.ones(lone.shape, bool)
+        return speaker(params, lone, here, max_tokens, samples)
 
     return read
 
@@ -121,8 +145,10 @@ def unprompted(speaker: Speaker, begin: int) -> Speaker:
 def restricted(speaker: Speaker, num_words: int) -> Speaker:
     """The same speaker, which never says a word from `num_words` on."""
 
-    def read(params: Params, prompt: Array, mask: Array, max_tokens: int) -> Reading:
-        first, state, extend = speaker(params, prompt, mask, max_tokens)
+    def read(
+        params: Params, prompt: Array, mask: Array, max_tokens: int, samples: int = 1
+    ) -> Reading:
+        first, state, extend = speaker(params, prompt, mask, max_tokens, samples)
 
         def shorter(state: PyTree, token: Array, alive: Array) -> tuple[Array, PyTree]:
             logits, after = extend(state, token, alive)

@@ -29,18 +29,6 @@ def big(params: dict) -> dict:
     return {**params, "embedding": 50.0 * params["embedding"]}
 
 
-def test_a_decoder_that_speaks_is_the_sampler() -> None:
-    options = Sampling(max_tokens=STEPS, top_p=0.9, stop_tokens=(STOP,))
-    ours = speakers.sampler(speakers.of_decoder(CONFIG), options)
-    theirs = sampling.sampler(CONFIG, options)
-    for key in (jax.random.key(3), None):
-        one, other = (
-            jax.jit(speaks)(big(BASE), PROMPTS, MASK, key) for speaks in (ours, theirs)
-        )
-        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
-
-
 def without_cache(params: Parts, said: jax.Array, strength: float, nucleus: float):
     """Logits of every token of `said [B, T]`, all from whole rows."""
     apply = transformer.decoder(CONFIG).apply
