@@ -38,8 +38,9 @@ from rlx.ops.sequences import Sequences, joined
 from rlx.types import Array, Key, Params
 
 RESULTS = Path(__file__).parent / "results"
-STRENGTH, NUCLEUS = 1.0, 0.95
-"""Of the product of experts: a and p₀."""
+STRENGTH, NUCLEUS = 0.5, 0.95
+"""Of the product of experts: a and p₀, by the rewarding judges on sentences to learn
+from; around there their product hardly depends on either."""
 SIZES = ("words", "source", "answer", "width", "judge_steps", "paraphraser_steps")
 """Numbers of `text_world.Size` that the command line may change."""
 BINS = 5
@@ -53,9 +54,9 @@ class Plan(NamedTuple):
     sources: int = 600
     """Sentences of each style that the product of experts rewrites, in each other."""
     draws: int = 2
-    kept: int = 1000
+    kept: int = 1500
     """Texts of each style that pass the filter."""
-    steps: int = 600
+    steps: int = 500
     """Gradient steps of SFT and of STEER each."""
     every: int = 100
     """Steps between STEER's rounds of its own texts; before the first it is offline."""
