@@ -309,8 +309,8 @@ plt.show()
 # %% [markdown]
 # ## 5. What came of it
 #
-# Means over 500 fresh sentences with 95 % intervals. In the end one model, which needs no
-# expert and no paraphraser any more, does better than their product.
+# Means over 500 fresh sentences with 95 % intervals. In the end one model, which needs
+# no expert and no paraphraser any more, does better than their product.
 
 # %%
 plt.figure(figsize=(8, 3.2))
