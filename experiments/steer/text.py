@@ -41,7 +41,15 @@ RESULTS = Path(__file__).parent / "results"
 STRENGTH, NUCLEUS = 0.5, 0.95
 """Of the product of experts: a and p₀, by the rewarding judges on sentences to learn
 from; around there their product hardly depends on either."""
-SIZES = ("words", "source", "answer", "width", "judge_steps", "paraphraser_steps")
+SIZES = (
+    "words",
+    "min_count",
+    "source",
+    "answer",
+    "width",
+    "judge_steps",
+    "paraphraser_steps",
+)
 """Numbers of `text_world.Size` that the command line may change."""
 BINS = 5
 CHUNK = 256
@@ -61,7 +69,9 @@ class Plan(NamedTuple):
     every: int = 100
     """Steps between STEER's rounds of its own texts; before the first it is offline."""
     rollouts: int = 768
-    rate: float = 1e-3
+    rate: float = 2e-3
+    control_rate: float = 3.0
+    """Step sizes as in the study of the closed-form language."""
     tested: int = 167
     """Sentences of each style that are rewritten in the test, in each other style."""
 
@@ -209,7 +219,9 @@ def trained(
         settings=settings,
         source_style=world.learned.train.style,
     )
-    config = steer.Config(learning_rate=plan.rate, warmup_steps=20)
+    config = steer.Config(
+        learning_rate=plan.rate, warmup_steps=20, control_rate=plan.control_rate
+    )
     method = steer.make(spec, config)
     state, losses = text_world.learn(method, source, run_key, plan.steps, "nll")
     latest = [round(float(x), 4) for x in state.source.latest]
