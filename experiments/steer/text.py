@@ -66,9 +66,9 @@ class Plan(NamedTuple):
     """Texts of each style that pass the filter."""
     steps: int = 500
     """Gradient steps of SFT and of STEER each."""
-    every: int = 100
+    every: int = 50
     """Steps between STEER's rounds of its own texts; before the first it is offline."""
-    rollouts: int = 768
+    rollouts: int = 512
     rate: float = 2e-3
     control_rate: float = 3.0
     """Step sizes as in the study of the closed-form language."""

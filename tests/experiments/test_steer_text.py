@@ -106,6 +106,18 @@ def test_noise_is_undone_to_the_sentence(world: text_world.World) -> None:
     np.testing.assert_array_equal(answers, expected)
 
 
+def test_only_whole_words_are_replaced(world: text_world.World) -> None:
+    corpus = world.learned.train
+    found = np.asarray(text_world.neighbours(corpus, world.tokenizer))
+    spelled = [world.tokenizer.decode([token]) for token in range(len(found))]
+    for token, choices in enumerate(found):
+        if spelled[token].startswith(" "):
+            assert token not in choices
+            assert all(spelled[choice].startswith(" ") for choice in choices)
+        else:
+            assert set(choices) == {token}
+
+
 def test_a_world_comes_back_whole(
     world: text_world.World, tmp_path: pathlib.Path
 ) -> None:
