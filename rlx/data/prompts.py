@@ -1,7 +1,8 @@
 """Prompts: what a language policy is asked, and what it answers now.
 
 `load` reads them, `respond` is a `DataSource` whose batches are fresh responses of the
-policy that learns, scored if a score is given. For prompts alone, without responses,
+policy that learns, scored if a score is given; the policy is given `samples` in its
+observation and answers each prompt so many times. For prompts alone, without responses,
 `rlx.data.language.draw` serves.
 """
 
@@ -114,24 +115,32 @@ def respond(
         ) -> tuple[PyTree, Responses, Metrics]:
             choice_key, answer_key = jax.random.split(key)
             chosen = jax.random.randint(choice_key, (batch_size,), 0, count)
-            asked = jnp.repeat(chosen, samples)
-            tokens, mask = arrays.tokens[asked], arrays.mask[asked]
-            observation = {"tokens": tokens, "mask": mask}
+            prompt = Prompts(arrays.tokens[chosen], arrays.mask[chosen])
+            observation = {
+                "tokens": prompt.tokens,
+                "mask": prompt.mask,
+                "samples": samples,
+            }
             answer, _, extras = policy.act(observation, (), answer_key)
-            rows = joined(tokens, mask, answer["tokens"], answer["mask"])
-            value = jnp.zeros(asked.shape, jnp.float32)
+            said = {**answer, "log_prob": extras["log_prob"]}
+            said = {k: x.reshape(-1, x.shape[-1]) for k, x in said.items()}
+            tokens, mask = (
+                jnp.repeat(x, samples, axis=0) for x in (prompt.tokens, prompt.mask)
+            )
+            rows = joined(tokens, mask, said["tokens"], said["mask"])
+            value = jnp.zeros(tokens.shape[:1], jnp.float32)
             if score is not None:
                 value = jax.lax.stop_gradient(score(rows)).astype(jnp.float32)
-            said = jnp.pad(extras["log_prob"], ((0, 0), (tokens.shape[1], 0)))
-            whole = (rows, said, value)
-            rows, said, value = jax.tree.map(
+            before = jnp.pad(said["log_prob"], ((0, 0), (tokens.shape[1], 0)))
+            whole = (rows, before, value)
+            rows, before, value = jax.tree.map(
                 lambda x: x.reshape(*lead, *x.shape[1:]), whole
             )
             metrics = {
                 "score": jnp.mean(value),
                 "response_length": jnp.mean(jnp.sum(rows.response, axis=-1)),
             }
-            return state, Responses(rows, said, value, chosen), metrics
+            return state, Responses(rows, before, value, chosen), metrics
 
         return DataSource(
             init=lambda key, policy: (), next=following, arrays=arrays, over=over

@@ -34,9 +34,11 @@ class Generated:
     filtered; 0 where the mask is False. Greedy: under the unfiltered one."""
 
 
-Sampler: TypeAlias = Callable[[Params, Array, Array, Key | None], Generated]
-"""`(params, prompt int[B, L], mask bool[B, L], key) -> Generated`; no key: greedy.
-Prompts are padded on the left."""
+Sampler: TypeAlias = Callable[..., Generated]
+"""`(params, prompt int[B, L], mask bool[B, L], key, samples=1) -> Generated`.
+
+Prompts are padded on the left. No key: greedy. With `samples` = K each prompt is read
+once and answered K times: rows b K ... b K + K − 1 answer prompt b."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,11 @@ def sampler(config: transformer.Config, options: Sampling) -> Sampler:
     network = transformer.decoder(config)
 
     def generate(
-        params: Params, prompt: Array, mask: Array, key: Key | None
+        params: Params,
+        prompt: Array,
+        mask: Array,
+        key: Key | None,
+        samples: int = 1,
     ) -> Generated:
         chex.assert_rank(prompt, 2)
         chex.assert_equal_shape([prompt, mask])
@@ -123,6 +129,9 @@ def sampler(config: transformer.Config, options: Sampling) -> Sampler:
         features, cache = transformer.hidden(config, params, prompt, mask, empty)
         first = transformer.logits(config, params, features[:, -1])
         assert cache is not None  # it was given one
+        if samples > 1:
+            first = jnp.repeat(first, samples, axis=0)
+            cache = transformer.repeated(cache, samples)
         params, cache = transformer.unstacked(params, cache)
 
         def extend(state: object, token: Array, alive: Array) -> tuple[Array, object]:

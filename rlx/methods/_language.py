@@ -122,7 +122,9 @@ def _last(path: tuple) -> str:
 def make_act(sampler: Sampler | None) -> Callable[..., tuple[PyTree, Carry, PyTree]]:
     """`Method.act` of a language model: responds to prompts with any leading axes.
 
-    Extras hold the `log_prob` `[..., T]` that the sampler returns. No key: greedy.
+    Extras hold the `log_prob` `[..., T]` that the sampler returns. No key: greedy. An
+    observation with `samples`, a number K, asks for K responses to each prompt, `[...,
+    K, T]`: the prompt is read once.
     """
 
     def act(
@@ -138,7 +140,11 @@ def make_act(sampler: Sampler | None) -> Callable[..., tuple[PyTree, Carry, PyTr
             observation[name].reshape(-1, observation[name].shape[-1])
             for name in ("tokens", "mask")
         )
-        found = sampler(params, prompt, mask, key)
+        if "samples" in observation:
+            lead = (*lead, observation["samples"])
+            found = sampler(params, prompt, mask, key, observation["samples"])
+        else:
+            found = sampler(params, prompt, mask, key)
         tokens, mask, log_prob = (
             x.reshape(*lead, x.shape[-1])
             for x in (found.tokens, found.mask, found.log_prob)

@@ -37,7 +37,11 @@ from rlx.networks.transformer_layers import (
     normalize,
     queries_keys_values,
 )
+from rlx.ops import blockwise
 from rlx.types import Array, Network, Params
+
+LONG = 128
+"""Longer prompts are read block by block."""
 
 __all__ = [
     "Cache",
@@ -53,6 +57,7 @@ __all__ = [
     "logits",
     "normalize",
     "queries_keys_values",
+    "repeated",
     "unstacked",
 ]
 
@@ -62,9 +67,9 @@ class Cache:
     """Keys and values of the tokens seen so far."""
 
     keys: Array
-    """`[layers, B, L, K, d]`."""
+    """`[layers, B, K, L, d]`."""
     values: Array
-    """`[layers, B, L, K, d]`."""
+    """`[layers, B, K, L, d]`."""
     valid: Array
     """`bool[B, L]` which slots hold a real token."""
     length: Array
@@ -131,20 +136,18 @@ def hidden(
         valid = jax.lax.dynamic_update_slice(cache.valid, mask, (0, filled))
     positions = begin[:, None] + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
     positions = jnp.maximum(positions, 0)
-    slots = jnp.arange(valid.shape[1])
-    causal = slots[None] <= filled + jnp.arange(size)[:, None]
-    seen = causal[None] & valid[:, None]
+    mix = _attention(cache is not None, size, filled, valid)
 
     def layer(x: Array, now: Any) -> tuple[Array, Any]:
         weights, old = now
         queries, keys, values = queries_keys_values(config, weights, x, positions)
         if old is not None:
-            corner = (0, filled, 0, 0)
+            corner = (0, 0, filled, 0)
             keys, values = (
                 jax.lax.dynamic_update_slice(o, n.astype(o.dtype), corner)
                 for o, n in zip(old, (keys, values), strict=True)
             )
-        mixed = attention(queries, keys, values, seen)
+        mixed = mix(queries, keys, values)
         return after_attention(config, weights, x, mixed), (keys, values)
 
     old = None if cache is None else (cache.keys, cache.values)
@@ -157,6 +160,26 @@ def hidden(
     moved = begin + jnp.sum(mask, axis=1, dtype=jnp.int32)
     keys, values = new
     return x, Cache(keys, values, valid, filled + size, moved)
+
+
+def _attention(cached: bool, size: int, filled: Array, valid: Array) -> Any:
+    """`(queries, keys, values) -> mixed` for tokens that come after `filled` slots.
+
+    A long prompt is read in blocks: the scores of all its pairs may not fit in memory,
+    and they need not, because nobody differentiates what goes into a cache.
+    """
+    if cached and size > LONG:
+
+        def blocks(queries: Array, keys: Array, values: Array) -> Array:
+            queries = jnp.swapaxes(queries, 1, 2)
+            mixed = blockwise.attention(queries, keys, values, valid, begin=filled)
+            return jnp.swapaxes(mixed, 1, 2)
+
+        return blocks
+    slots = jnp.arange(valid.shape[1])
+    causal = slots[None] <= filled + jnp.arange(size)[:, None]
+    seen = causal[None] & valid[:, None]
+    return lambda queries, keys, values: attention(queries, keys, values, seen)
 
 
 def _through(layer: Any, x: Array, weights: Any, old: Any) -> tuple[Array, Any]:
@@ -186,9 +209,20 @@ def unstacked(params: Params, cache: Cache) -> tuple[Params, Cache]:
     return {**params, "layers": layers}, cache.replace(**parts)
 
 
+def repeated(cache: Cache, times: int) -> Cache:
+    """Each sequence `times` times, one copy after the other."""
+    return Cache(
+        keys=jnp.repeat(cache.keys, times, axis=1),
+        values=jnp.repeat(cache.values, times, axis=1),
+        valid=jnp.repeat(cache.valid, times, axis=0),
+        length=cache.length,
+        position=jnp.repeat(cache.position, times, axis=0),
+    )
+
+
 def init_cache(config: Config, batch: int, length: int) -> Cache:
     """An empty cache with `length` slots for each of `batch` sequences."""
-    shape = (config.num_layers, batch, length, config.kv_heads, config.head_size)
+    shape = (config.num_layers, batch, config.kv_heads, length, config.head_size)
     return Cache(
         keys=jnp.zeros(shape, config.dtype),
         values=jnp.zeros(shape, config.dtype),

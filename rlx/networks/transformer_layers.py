@@ -129,7 +129,10 @@ def embed(config: Config, params: Params, tokens: Array, positions: Array) -> Ar
 def queries_keys_values(
     config: Config, layer: Params, x: Array, positions: Array
 ) -> tuple[Array, Array, Array]:
-    """What attention reads: `[B, S, H, d]`, `[B, S, K, d]` and `[B, S, K, d]`.
+    """What attention reads: `[B, S, H, d]`, `[B, K, S, d]` and `[B, K, S, d]`.
+
+    Keys and values have their heads before their tokens, as caches keep them: what a
+    head reads lies together, which is several times faster on a CPU.
 
     Args:
       config: of the network.
@@ -148,7 +151,7 @@ def queries_keys_values(
         queries, keys = (
             rotate(y, positions, config.rope_base) for y in (queries, keys)
         )
-    return queries, keys, values
+    return queries, jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
 
 
 def attention(queries: Array, keys: Array, values: Array, seen: Array) -> Array:
@@ -156,22 +159,22 @@ def attention(queries: Array, keys: Array, values: Array, seen: Array) -> Array:
 
     Args:
       queries: `[B, S, H, d]`.
-      keys: `[B, L, K, d]`; head h reads that of h K / H.
-      values: `[B, L, K, d]`.
+      keys: `[B, K, L, d]`; head h reads that of h K / H.
+      values: `[B, K, L, d]`.
       seen: `bool[B, S, L]`.
 
     Returns:
       `[B, S, H, d]`.
     """
     *lead, heads, size = queries.shape
-    groups = keys.shape[-2]
+    groups = keys.shape[1]
     grouped = queries.reshape(*lead, groups, heads // groups, size)
     scores = jnp.einsum(
-        "bskgd,blkd->bkgsl", grouped, keys, preferred_element_type=jnp.float32
+        "bskgd,bkld->bkgsl", grouped, keys, preferred_element_type=jnp.float32
     )
     scores = jnp.where(seen[:, None, None], scores / math.sqrt(size), MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    mixed = jnp.einsum("bkgsl,blkd->bskgd", weights, values)
+    mixed = jnp.einsum("bkgsl,bkld->bskgd", weights, values)
     return mixed.reshape(*lead, heads, size)
 
 

@@ -218,7 +218,11 @@ def test_the_policy_answers_prompts_and_is_scored() -> None:
 
     def act(observation: dict, carry: tuple, key: jax.Array) -> tuple:
         found = spec.sampler(
-            spec.reference, observation["tokens"], observation["mask"], key
+            spec.reference,
+            observation["tokens"],
+            observation["mask"],
+            key,
+            observation["samples"],
         )
         return (
             {"tokens": found.tokens, "mask": found.mask},

@@ -25,7 +25,7 @@ def policy(words: int = 4) -> Policy:
     """Says one word of `words` and the prompt's own."""
 
     def act(observation: dict, carry: tuple, key: Any) -> tuple:
-        prompt = observation["tokens"]
+        prompt = jnp.repeat(observation["tokens"], observation["samples"], axis=0)
         word = jax.random.randint(key, prompt.shape, 0, words)
         tokens = jnp.concatenate([word, prompt], axis=1)
         there = jnp.ones(tokens.shape, bool)

@@ -117,3 +117,13 @@ def test_no_key_is_used_twice() -> None:
     made = sampler(CONFIG, Sampling(max_tokens=3, stop_tokens=(3,)))
     with jax.debug_key_reuse(True):
         jax.jit(lambda key: made(params(), PROMPT, MASK, key))(jax.random.key(0))
+
+
+def test_a_prompt_answered_often_is_as_many_prompts() -> None:
+    made = sampler(CONFIG, Sampling(max_tokens=4))
+    key = jax.random.key(7)
+    once = jax.jit(lambda key: made(params(), PROMPT, MASK, key, samples=3))(key)
+    prompt, mask = (jnp.repeat(x, 3, axis=0) for x in (PROMPT, MASK))
+    each = jax.jit(lambda key: made(params(), prompt, mask, key))(key)
+    np.testing.assert_array_equal(once.tokens, each.tokens)
+    np.testing.assert_allclose(once.log_prob, each.log_prob, rtol=1e-5)

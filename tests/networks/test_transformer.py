@@ -115,7 +115,11 @@ def test_logits_are_those_of_a_plain_loop(config: Config) -> None:
 
 
 @BOTH
-def test_a_cache_changes_nothing(config: Config) -> None:
+@pytest.mark.parametrize("long", [transformer.LONG, 2])
+def test_a_cache_changes_nothing(
+    config: Config, long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformer, "LONG", long)  # above it prompts go in blocks
     params, network = params_of(config), transformer.decoder(config)
     whole = network.apply(params, TOKENS)
     cache = transformer.init_cache(config, 2, 10)
