@@ -51,9 +51,15 @@ def test_closed_gates_are_streaming_heads() -> None:
     place = jnp.broadcast_to(jnp.arange(12), (2, 12))
     x = transformer.embed(shallow, weights, TOKENS, place)
     read = transformer.queries_keys_values(shallow, layer, x, place)
-    mixed = sparse_attention.prefill(
-        *read, jnp.array([False, True]), sink=LIMITS[0], window=LIMITS[1]
+    queries, keys, values = (jnp.swapaxes(read[0], 1, 2), *read[1:])
+    causal, near = (
+        sparse_attention.streaming_mask(place[0], place[0], *limits)
+        for limits in ((0, 12), LIMITS)
     )
+    seen = jnp.stack([causal, causal, near, near])[None]  # two heads to a group
+    keys, values = (jnp.repeat(x, 2, axis=1) for x in (keys, values))
+    mixed = sparse_attention.masked(queries, keys, values, seen)
+    mixed = jnp.swapaxes(mixed, 1, 2)
     x = transformer.after_attention(shallow, layer, x, mixed)
     wanted = transformer.normalize(shallow, weights["final"], x)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
