@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from rlx.generation import engine
 from rlx.generation.sampling import Sampler, Sampling, sampler
+from rlx.generation.sparse import Sparse
 from rlx.networks import transformer
 from rlx.types import Network, Params
 
@@ -25,6 +27,7 @@ def decoder(
     config: transformer.Config,
     options: Sampling | None = None,
     reference: Params | None = None,
+    sparse: Sparse | None = None,
 ) -> LanguageModel:
     """A decoder-only transformer and its sampler.
 
@@ -32,6 +35,14 @@ def decoder(
       config: its shape.
       options: how responses are drawn; None: it cannot act.
       reference: parameters to start from.
+      sparse: responses are drawn by the engine that reads a part of its past
+        (`rlx.generation.engine`); learning is over the dense network all the same.
+        None: by the dense sampler.
     """
-    speaks = None if options is None else sampler(config, options)
+    if options is None:
+        speaks = None
+    elif sparse is None:
+        speaks = sampler(config, options)
+    else:
+        speaks = engine.sampler(config, options, sparse)
     return LanguageModel(transformer.decoder(config), speaks, reference)

@@ -31,13 +31,14 @@ BLOCK = 256
 """Tokens of a block, of queries and of keys; the fastest of those tried on CPUs."""
 
 
-def attention(
+def attention(  # noqa: PLR0913 (everything but the arrays is given by name)
     queries: Array,
     keys: Array,
     values: Array,
     valid: Array | None = None,
     *,
     begin: int | Array = 0,
+    used: int | Array | None = None,
     streaming: tuple[int, int] | None = None,
     block: int = BLOCK,
 ) -> Array:
@@ -52,6 +53,8 @@ def attention(
       values: `[B, K, L, d]`.
       valid: `bool[B, L]`; None: all.
       begin: `int32[]` slot of the first query.
+      used: `int32[]` queries that count; blocks of others cost nothing and give
+        anything. None: all.
       streaming: sink and window, in tokens, >= 0 and >= 1; None: all before.
       block: tokens of a block.
 
@@ -78,6 +81,7 @@ def attention(
     parts = padded.reshape(batch, groups, share, count, rows, width)
     parts = jnp.moveaxis(parts, 3, 0).reshape(count, batch, groups, share * rows, width)
     sink, window = (0, length + size) if streaming is None else streaming
+    used = size if used is None else used
 
     def one(inputs: tuple[Array, Array]) -> Array:
         index, part = inputs
@@ -106,6 +110,7 @@ def attention(
         if sink:
             carry = visit(carry, 0, min(sink, length), near)
         visits = (jnp.minimum(first + rows, length) - near + columns - 1) // columns
+        visits = jnp.where(index * rows < used, visits, 0)
         carry = jax.lax.fori_loop(
             0,
             visits,

@@ -71,11 +71,34 @@ def page_scores(query: Array, least: Array, greatest: Array) -> Array:
     chex.assert_equal_shape([least, greatest])
     chex.assert_equal_shape_prefix([query, least], query.ndim - 1)
 
-    def product(q: Array, k: Array) -> Array:
-        return jnp.einsum("...d,...ld->...l", q, k, preferred_element_type=jnp.float32)
+    return group_scores(query[..., None, :], least, greatest)
 
-    positive, negative = jnp.maximum(query, 0), jnp.minimum(query, 0)
-    return product(positive, greatest) + product(negative, least)
+
+def group_scores(queries: Array, least: Array, greatest: Array) -> Array:
+    """The best score of each page among queries that share their keys.
+
+    What one of a group's heads needs most is read for all of them: one list of pages,
+    one gather.
+
+    Args:
+      queries: `[..., g, d]`.
+      least: `[..., l, d]`, of `key_bounds`.
+      greatest: `[..., l, d]`.
+
+    Returns:
+      `float32[..., l]`, the greatest u of `page_scores`.
+    """
+    chex.assert_equal_shape([least, greatest])
+    chex.assert_equal_shape_prefix([queries, least], queries.ndim - 2)
+
+    def product(q: Array, k: Array) -> Array:
+        return jnp.einsum(
+            "...gd,...ld->...gl", q, k, preferred_element_type=jnp.float32
+        )
+
+    positive, negative = jnp.maximum(queries, 0), jnp.minimum(queries, 0)
+    scores = product(positive, greatest) + product(negative, least)
+    return jnp.max(scores, axis=-2)
 
 
 def physical_scores(scores: Array, valid: Array, parts: int) -> Array:

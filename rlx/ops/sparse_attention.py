@@ -119,9 +119,8 @@ def selected_pages(
     page_size, logical = sizes
     valid = jnp.arange(keys.shape[0]) < used
     least, greatest = paged.key_bounds(keys, valid, logical)
-    spread = jnp.broadcast_to(least, (queries.shape[0], *least.shape))
-    tall = jnp.broadcast_to(greatest, spread.shape)
-    scores = jnp.max(paged.page_scores(queries, spread, tall), axis=0)
+    each = [paged.page_scores(query, least, greatest) for query in queries]
+    scores = jnp.max(jnp.stack(each), axis=0)
     begun = jnp.arange(len(scores)) * logical < used
     physical = paged.physical_scores(scores, begun, page_size // logical)
     return paged.select(physical, jnp.int32(-(-used // page_size)), **rule)
