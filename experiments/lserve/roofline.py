@@ -145,20 +145,18 @@ def row(device: Device, layer: Attention, length: int) -> dict[str, Any]:
     prompt, once = prefill_flops(layer, length), prefill_bytes(layer, length)
     held = cache_bytes(layer, length)
     found: dict[str, Any] = {"length": length}
+    steps, prompts = (
+        {kind: seconds(device, x[kind], y[kind]) for kind in ("dense", "sparse")}
+        for x, y in ((moved, flops), ({"dense": once, "sparse": once}, prompt))
+    )
     for kind in ("dense", "sparse"):
-        step = seconds(device, moved[kind], flops[kind])
-        found[f"decode_{kind}_us"] = round(1e6 * step, 3)
+        found[f"decode_{kind}_us"] = round(1e6 * steps[kind], 3)
         found[f"decode_{kind}_bytes"] = round(moved[kind])
-        found[f"prefill_{kind}_ms"] = round(
-            1e3 * seconds(device, once, prompt[kind]), 4
-        )
+        found[f"prefill_{kind}_ms"] = round(1e3 * prompts[kind], 4)
         found[f"prefill_{kind}_flops"] = prompt[kind]
         found[f"cache_{kind}_bytes"] = round(held[kind])
-    for phase, unit in (("decode", "us"), ("prefill", "ms")):
-        dense, sparse = (
-            found[f"{phase}_{kind}_{unit}"] for kind in ("dense", "sparse")
-        )
-        found[f"{phase}_gain"] = round(dense / sparse, 2)
+    found["decode_gain"] = round(steps["dense"] / steps["sparse"], 2)
+    found["prefill_gain"] = round(prompts["dense"] / prompts["sparse"], 2)
     found["cache_share"] = round(held["sparse"] / held["dense"], 3)
     return found
 

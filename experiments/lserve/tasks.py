@@ -18,7 +18,7 @@ import numpy as np
 
 from rlx.types import Array, Key
 
-KINDS = 32
+KINDS = 16
 """Keys, values and filler words: as many of each."""
 FILLER, KEYS, VALUES = 1, 1 + KINDS, 1 + 2 * KINDS
 """First word of each kind; word 0 begins a text."""
