@@ -32,8 +32,8 @@ from rlx.networks import transformer
 from rlx.types import Array, Key, Params
 
 RESULTS = Path(__file__).parent / "results"
-DEPTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Where a text's needles are; the last tenth is within reach of some windows."""
+DEPTHS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Where a text's needles are: from its beginning to within reach of a window."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def study(model: str, seed: int) -> Study:
         return Study(
             induction.CONFIG,
             induction.params(),
-            texts={2048: 8, 8192: 8, 32768: 3},
+            texts={2048: 8, 8192: 6, 32768: 2},
             rate=0.1,
             page=64,
             logical=16,
@@ -77,7 +77,7 @@ def study(model: str, seed: int) -> Study:
     return Study(
         recall.CONFIG,
         recall.trained(seed),
-        texts={256: 40, 512: 40, 1024: 40, 2048: 20},
+        texts={256: 20, 512: 20, 1024: 20, 2048: 20},
         rate=0.1,
         page=16,
         logical=4,
@@ -192,16 +192,16 @@ def head_file(model: str, seed: int) -> Path:
 
 def part_heads(study: Study, model: str, seed: int) -> dict[str, Any]:
     """Trains the gates, keeps the map."""
-    length = 512
+    length = 256
     batches = []
     for index in range(16):
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(19), index), 4)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(19), index), 2)
         words, asked, _ = jax.vmap(lambda key: _needles(study.text(length), key))(keys)
         tokens = jnp.concatenate([words, asked], axis=1)
         answers = jnp.broadcast_to(jnp.arange(tokens.shape[1]) >= length, tokens.shape)
         batches.append(calibration.Examples(tokens, answers))
     options = calibration.Options(
-        steps=200, penalty=0.05, sink=study.sink, window=study.window
+        steps=120, penalty=0.05, sink=study.sink, window=study.window
     )
     begun = time.perf_counter()
     found, report = calibration.calibrate(

@@ -114,7 +114,8 @@ def params() -> Params:
         "layers": {**stacked, "attention_norm": norms, "mlp_norm": norms},
         "final": {"scale": np.ones(width)},
     }
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), made)
+    with jax.ensure_compile_time_eval():  # kept, so never a tracer
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), made)
 
 
 def _nothing() -> dict[str, np.ndarray]:

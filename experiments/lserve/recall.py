@@ -45,9 +45,11 @@ STAGES = (
     # steps, rows, text
     (900, 64, tasks.Text(32, 4, 0.9)),
     (400, 16, tasks.Text(128, 8, 0.5)),
-    (300, 4, tasks.Text(512, 16, 0.2)),
-    (100, 2, tasks.Text(1024, 16, 0.15)),
+    (200, 4, tasks.Text(512, 16, 0.2)),
+    (60, 2, tasks.Text(1024, 16, 0.15)),
 )
+HORIZON = 1700
+"""Steps in which the rates would go down to a tenth."""
 RATES = (0.02, 4e-3)
 """Of Muon, for matrices, and of Adam, for the rest."""
 GAP = 5.0
@@ -57,13 +59,12 @@ LARGER = 5.0
 
 
 def optimizer() -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024), warmed up, then to a tenth along a cosine.
+    """Muon (Jordan et al. 2024), warmed up, then down along a cosine.
 
     Adam learns the same, in several times as many steps.
     """
-    total = sum(steps for steps, *_ in STAGES)
     matrices, rest = (
-        optax.warmup_cosine_decay_schedule(0.0, rate, 50, total, rate / 10)
+        optax.warmup_cosine_decay_schedule(0.0, rate, 50, HORIZON, rate / 10)
         for rate in RATES
     )
 
