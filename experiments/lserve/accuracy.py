@@ -65,7 +65,7 @@ def study(model: str, seed: int) -> Study:
         return Study(
             induction.CONFIG,
             induction.params(),
-            texts={2048: 8, 8192: 6, 32768: 2},
+            texts={2048: 8, 8192: 4, 16384: 2},
             rate=0.1,
             page=64,
             logical=16,
