@@ -60,6 +60,10 @@ def _command(arguments: Any) -> int:
         from rlx.cli import saved
 
         return getattr(saved, command + "_run")(arguments)
+    if command == "style":
+        from rlx.cli import style
+
+        return style.style_run(arguments)
     if command == "data":
         from rlx.cli import data
 

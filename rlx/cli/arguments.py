@@ -44,6 +44,7 @@ def parser() -> Parser:
     _eval(commands)
     _play(commands)
     _plot(commands)
+    _style(commands)
     _list(commands)
     data_arguments.register(commands)
     commands.add_parser("doctor", help="say what is here, what is missing, what helps")
@@ -202,6 +203,17 @@ def _plot(commands: argparse._SubParsersAction) -> None:
     add("run", metavar="RUN", nargs="+", help="run folders")
     add("--metric", default="return", help="what to draw; return")
     add("--out", metavar="FILE", help="RUN/curve.png, or curves.png for several")
+
+
+def _style(commands: argparse._SubParsersAction) -> None:
+    text = "rewrite a sentence in another style, by a trained rewriter"
+    command = _run_command(commands, "style", text)
+    add = command.add_argument
+    add("sentence", metavar="SENTENCE", nargs="?", help="in quotes; none: list styles")
+    add("--to", metavar="STYLE", help="the style to write in")
+    add("--samples", type=positive, default=1, help="how many rewrites; 1")
+    add("--seed", type=int, default=0, help="of the sampling; 0")
+    add("--json", action="store_true", help="print them as JSON")
 
 
 def _list(commands: argparse._SubParsersAction) -> None:

@@ -8,11 +8,11 @@ those whose keys could match the query best, chosen anew every few steps.
     spec = language_model.decoder(config, Sampling(max_tokens=256), sparse=Sparse())
     method = grpo.make(spec)        # its rollouts now come from this engine
 
-or, one level down, `sampler(config, options, sparse)`; `rlx.generation.serving` adds
-and removes prompts while others go on. With a budget that holds everything and no
-streaming heads the engine equals the dense sampler. What it samples from is *not* the
-dense policy otherwise: `rlx.generation.mismatch` says how far it is off, and how
-learners weigh for it.
+or, one level down, `speakers.sampler(engine.speaker(config, sparse), options)`;
+`rlx.generation.serving` adds and removes prompts while others go on. With a budget that
+holds everything and no streaming heads the engine equals the dense sampler. What it
+samples from is *not* the dense policy otherwise: `rlx.ops.importance.mismatch` says how
+far it is off, and `truncated` there weighs for it (`grpo.Config.importance_cap`).
 
 Nothing here is differentiated: learners run the dense network over what was said.
 """
@@ -22,19 +22,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlx.generation import paged_cache
+from rlx.generation import paged_cache, speakers
 from rlx.generation.paged_attention import decode_xla
 from rlx.generation.paged_cache import Cache
-from rlx.generation.sampling import Generated, Sampler, Sampling, loop
 from rlx.generation.sparse import Plan, Sparse, plan
+from rlx.generation.speakers import Reading, Speaker
 from rlx.networks import transformer
 from rlx.ops import blockwise
-from rlx.types import Array, Key, Params
+from rlx.types import Array, Params, PyTree
 
 STREAMING_BLOCK = 128
 """Queries that a streaming head reads together; the fastest of those tried on CPUs."""
@@ -42,51 +41,36 @@ KERNEL_BLOCK = 64
 """Tokens of a block of the kernel's."""
 
 
-def sampler(config: transformer.Config, options: Sampling, sparse: Sparse) -> Sampler:
-    """A sampler of a decoder, as `rlx.generation.sampling.sampler`, that reads less.
+def speaker(config: transformer.Config, sparse: Sparse | None) -> Speaker:
+    """A decoder that reads a part of its past; all of it without `sparse`.
 
     Args:
       config: of the decoder.
-      options: how responses are drawn.
-      sparse: what is read.
+      sparse: what is read; None: `speakers.of_decoder`.
 
     Raises:
-      ValueError: the head map is of another model; when called: prompt and response
+      ValueError: the head map is of another model; when it reads: prompt and response
         have no positions in the network.
-      AssertionError (when called): prompts are no matrix, or the mask has another
-        shape.
     """
+    if sparse is None:
+        return speakers.of_decoder(config)
     made = plan(config, sparse)
 
-    def generate(
-        params: Params, prompt: Array, mask: Array, key: Key | None, samples: int = 1
-    ) -> Generated:
-        chex.assert_rank(prompt, 2)
-        chex.assert_equal_shape([prompt, mask])
-        room = check_room(config, prompt.shape[1], options)
+    def read(
+        params: Params, prompt: Array, mask: Array, max_tokens: int, samples: int = 1
+    ) -> Reading:
+        room = speakers.check_room(config, prompt.shape[1], max_tokens)
         tokens, length = right_padded(prompt, mask)
         params = unstacked(params)
-        cache, table = begin(made, tokens.shape[0], room, length, options, samples)
+        cache, table = begin(made, tokens.shape[0], room, length, max_tokens, samples)
         first, cache = read_prompts(made, params, cache, tokens, length, table)
 
-        def extend(state: object, token: Array, alive: Array) -> tuple[Array, object]:
-            assert isinstance(state, Cache)
+        def extend(state: PyTree, token: Array, alive: Array) -> tuple[Array, PyTree]:
             return step(made, params, state, token, alive)
 
-        return loop(extend, cache, jnp.repeat(first, samples, axis=0), options, key)
+        return Reading(jnp.repeat(first, samples, axis=0), cache, extend)
 
-    return generate
-
-
-def check_room(config: transformer.Config, length: int, options: Sampling) -> int:
-    """Tokens of a prompt and its response; raises ValueError if too many."""
-    room = length + options.max_tokens
-    if room > config.max_length:
-        raise ValueError(
-            f"a prompt of {length} tokens and a response of {options.max_tokens} "
-            f"need {room} positions, the network has {config.max_length}"
-        )
-    return room
+    return read
 
 
 def right_padded(prompt: Array, mask: Array) -> tuple[Array, Array]:
@@ -109,7 +93,12 @@ def unstacked(params: Params) -> Params:
 
 
 def begin(
-    made: Plan, prompts: int, room: int, length: Array, options: Sampling, samples: int
+    made: Plan,
+    prompts: int,
+    room: int,
+    length: Array,
+    max_tokens: int,
+    samples: int,
 ) -> tuple[Cache, Array]:
     """An empty cache that just holds these prompts' answers, and its table.
 
@@ -119,16 +108,16 @@ def begin(
       The cache, and `int32[prompts, samples, J]`.
     """
     columns = paged_cache.pages_for(room, made)
-    whole = 0 if samples == 1 else (room - options.max_tokens) // made.sparse.page_size
+    whole = 0 if samples == 1 else (room - max_tokens) // made.sparse.page_size
     # A shorter prompt shares fewer pages, and its answers begin in earlier ones.
-    own = min(columns, paged_cache.pages_for(options.max_tokens, made) + 1)
+    own = min(columns, paged_cache.pages_for(max_tokens, made) + 1)
     own = columns if samples == 1 else own
     each = whole + samples * own
     cache = paged_cache.init(made, prompts * samples, room, max(prompts * each, 1))
     free = jnp.arange(prompts * each, dtype=jnp.int32).reshape(prompts, each)
     table = jax.vmap(
         lambda free, length: paged_cache.allot(
-            made, free, length, options.max_tokens, samples, columns
+            made, free, length, max_tokens, samples, columns
         )
     )(free, length)
     return cache, table

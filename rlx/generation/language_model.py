@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rlx.generation import engine
-from rlx.generation.sampling import Sampler, Sampling, sampler
+from rlx.generation import engine, speakers
+from rlx.generation.sampling import Sampler, Sampling
 from rlx.generation.sparse import Sparse
 from rlx.networks import transformer
 from rlx.types import Network, Params
@@ -39,10 +39,7 @@ def decoder(
         (`rlx.generation.engine`); learning is over the dense network all the same.
         None: by the dense sampler.
     """
-    if options is None:
-        speaks = None
-    elif sparse is None:
-        speaks = sampler(config, options)
-    else:
-        speaks = engine.sampler(config, options, sparse)
+    speaks = None
+    if options is not None:
+        speaks = speakers.sampler(engine.speaker(config, sparse), options)
     return LanguageModel(transformer.decoder(config), speaks, reference)

@@ -15,6 +15,7 @@ K_r retrieval and K_s streaming heads of a layer, d head width, P tokens of a pa
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -71,13 +72,12 @@ class Cache:
     """`int32[R]` tokens since its prompt."""
 
 
-def pages_for(tokens: int, plan: Plan) -> int:
+Count = TypeVar("Count", int, Array)
+"""One number, or `int32[...]`."""
+
+
+def pages_for(tokens: Count, plan: Plan) -> Count:
     """Pages that so many tokens fill."""
-    return -(-tokens // plan.sparse.page_size)
-
-
-def _pages_of(tokens: Array, plan: Plan) -> Array:
-    """`pages_for` of `int32[...]`."""
     return -(-tokens // plan.sparse.page_size)
 
 
@@ -136,7 +136,7 @@ def _empty_ring(plan: Plan, heads: int, rows: int) -> Ring:
 # ---------------------------------------------------------------------------- the pool
 
 
-def shares(plan: Plan, length: Array, room: int, samples: int) -> tuple[Array, Array]:
+def shares(plan: Plan, length: Count, room: int, samples: int) -> tuple[Count, Count]:
     """Pages that a prompt's answers share, and pages that each has for itself.
 
     Whole pages of the prompt are shared; the page in which it ends and those of the
@@ -144,17 +144,16 @@ def shares(plan: Plan, length: Array, room: int, samples: int) -> tuple[Array, A
 
     Args:
       plan: of the engine.
-      length: `int32[...]` of the prompt.
+      length: of the prompt.
       room: tokens that an answer may add.
       samples: answers.
 
     Returns:
-      Two `int32[...]`; a prompt needs the first plus `samples` times the second.
+      Two counts; a prompt needs the first plus `samples` times the second.
     """
-    whole = length // plan.sparse.page_size
-    if samples == 1:
-        whole = jnp.zeros_like(whole)
-    return whole, _pages_of(length + room, plan) - whole
+    shared = 0 if samples == 1 else 1
+    whole = shared * (length // plan.sparse.page_size)
+    return whole, pages_for(length + room, plan) - whole
 
 
 def allot(
@@ -220,7 +219,7 @@ def write_prompt(
     )
     least, greatest = paged.key_bounds(keys, valid, sparse.logical_size)
     page = jnp.arange(count, dtype=jnp.int32)
-    begun = page[None] < _pages_of(length, plan)[:, None]
+    begun = page[None] < pages_for(length, plan)[:, None]
     where = jnp.where(begun, table[:, 0, :count], NOWHERE)
     last = jnp.minimum(length // sparse.page_size, count - 1)
 
@@ -393,7 +392,7 @@ def choose(plan: Plan, pages: Pages, cache: Cache, queries: Array) -> Array:
         begun = jnp.broadcast_to((first[None] < length[:, None])[:, None], scores.shape)
         parts = sparse.page_size // sparse.logical_size
         physical = paged.physical_scores(scores, begun, parts)
-        used = jnp.broadcast_to(_pages_of(length, plan)[:, None], physical.shape[:2])
+        used = jnp.broadcast_to(pages_for(length, plan)[:, None], physical.shape[:2])
         return paged.select(
             physical,
             used,

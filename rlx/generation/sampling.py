@@ -1,7 +1,7 @@
 """Sampling responses from a language policy: one compiled program.
 
-The prompt is read in one pass, then a loop extends all rows token by token with a
-key-value cache, until each has said a stop token or the longest response is reached.
+The prompt is read in one pass (`rlx.generation.speakers`), then a loop extends all rows
+token by token, until each has said a stop token or the longest response is reached.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import TypeAlias
 
-import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rlx.networks import transformer
 from rlx.ops import language
 from rlx.ops import sampling as filters
-from rlx.types import Array, Key, Params
+from rlx.types import Array, Key
 
 
 @struct.dataclass
@@ -98,51 +96,6 @@ def draw(logits: Array, options: Sampling, key: Key | None) -> tuple[Array, Arra
         token = jax.random.categorical(key, logits)
     token = token.astype(jnp.int32)
     return token, language.token_log_prob(logits, token)
-
-
-def sampler(config: transformer.Config, options: Sampling) -> Sampler:
-    """A sampler of a decoder with this config.
-
-    Raises (when called):
-      AssertionError: prompts are no matrix of integers, or the mask has another shape.
-      ValueError: prompt and response together have no positions in the network.
-    """
-    network = transformer.decoder(config)
-
-    def generate(
-        params: Params,
-        prompt: Array,
-        mask: Array,
-        key: Key | None,
-        samples: int = 1,
-    ) -> Generated:
-        chex.assert_rank(prompt, 2)
-        chex.assert_equal_shape([prompt, mask])
-        batch, length = prompt.shape
-        room = length + options.max_tokens
-        if room > config.max_length:
-            raise ValueError(
-                f"a prompt of {length} tokens and a response of {options.max_tokens} "
-                f"need {room} positions, the network has {config.max_length}"
-            )
-        empty = transformer.init_cache(config, batch, room)
-        features, cache = transformer.hidden(config, params, prompt, mask, empty)
-        first = transformer.logits(config, params, features[:, -1])
-        assert cache is not None  # it was given one
-        if samples > 1:
-            first = jnp.repeat(first, samples, axis=0)
-            cache = transformer.repeated(cache, samples)
-        params, cache = transformer.unstacked(params, cache)
-
-        def extend(state: object, token: Array, alive: Array) -> tuple[Array, object]:
-            found, after = network.apply(
-                params, token[:, None], mask=alive[:, None], cache=state
-            )
-            return found[:, 0], after
-
-        return loop(extend, cache, first, options, key)
-
-    return generate
 
 
 def loop(

@@ -66,3 +66,15 @@ class Calibrated:
     pairs: Preferences
     calibration: Sequences
     """To the same prompts; as many rows as there are pairs."""
+
+
+@struct.dataclass
+class Labelled:
+    """Texts with answers to C questions about each."""
+
+    tokens: Array
+    """`int32[..., T]`."""
+    mask: Array
+    """`bool[..., T]` False for padding, wherever it stands."""
+    label: Array
+    """`float32[..., C]` 1 for yes, 0 for no."""

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from rlx.generation import engine, heads, language_model, paged_cache
-from rlx.generation.sampling import Sampling, sampler
+from rlx.generation.sampling import Sampling
 from rlx.generation.sparse import Sparse, plan
+from rlx.generation.speakers import sampler
 from rlx.networks import transformer
 from rlx.ops import paged, sparse_attention
 
@@ -45,10 +46,7 @@ def prompts() -> tuple[jax.Array, jax.Array]:
 
 def said(sparse: Sparse | None, key=None, samples: int = 1, **options: object):
     options = {"max_tokens": STEPS, "stop_tokens": (10,), **options}
-    if sparse is None:
-        made = sampler(CONFIG, Sampling(**options))
-    else:
-        made = engine.sampler(CONFIG, Sampling(**options), sparse)
+    made = sampler(engine.speaker(CONFIG, sparse), Sampling(**options))
     asked = (params(), *prompts())
     return jax.jit(lambda: made(*asked, key, samples))()
 
@@ -199,7 +197,7 @@ def test_less_is_read_and_it_matters() -> None:
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     tokens, mask = prompts()
     sparse = dataclasses.replace(FEW, heads=MIXED, interval=2)
-    made = engine.sampler(CONFIG, Sampling(max_tokens=STEPS), sparse)
+    made = sampler(engine.speaker(CONFIG, sparse), Sampling(max_tokens=STEPS))
     weights = params()
     speak = jax.jit(lambda tokens, mask: made(weights, tokens, mask, None))
     together = speak(tokens, mask)
@@ -213,7 +211,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 
 def test_runs_of_one_program_are_runs_alone() -> None:
     sparse = dataclasses.replace(FEW, heads=MIXED, interval=2)
-    made = engine.sampler(CONFIG, Sampling(max_tokens=4), sparse)
+    made = sampler(engine.speaker(CONFIG, sparse), Sampling(max_tokens=4))
     keys = jax.random.split(jax.random.key(3), 2)
     together = jax.vmap(lambda key: made(params(), *prompts(), key))(keys)
     for i, key in enumerate(keys):
@@ -225,8 +223,7 @@ def test_runs_of_one_program_are_runs_alone() -> None:
 def test_shared_pages_are_stored_once() -> None:
     made = plan(CONFIG, ALL)
     length = jnp.array(LENGTHS, jnp.int32)
-    options = Sampling(max_tokens=STEPS)
-    cache, table = engine.begin(made, 3, SIZE + STEPS, length, options, 5)
+    cache, table = engine.begin(made, 3, SIZE + STEPS, length, STEPS, 5)
     weights = engine.unstacked(params())
     tokens, _ = engine.right_padded(*prompts())
     read = jax.jit(engine.read_prompts, static_argnums=0)
@@ -245,13 +242,13 @@ def test_shared_pages_are_stored_once() -> None:
 
 def test_bounds_hold_every_key_before_its_bits_are_cut() -> None:
     made = plan(CONFIG, dataclasses.replace(FEW, bits=4))
-    options, length = Sampling(max_tokens=STEPS), jnp.array(LENGTHS, jnp.int32)
+    length = jnp.array(LENGTHS, jnp.int32)
     exact = plan(CONFIG, ALL)
     weights = engine.unstacked(params())
     tokens, _ = engine.right_padded(*prompts())
     caches = []
     for one in (made, exact):
-        cache, table = engine.begin(one, 3, SIZE + STEPS, length, options, 1)
+        cache, table = engine.begin(one, 3, SIZE + STEPS, length, STEPS, 1)
         caches.append(
             engine.read_prompts(one, weights, cache, tokens, length, table)[1]
         )
@@ -281,7 +278,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_compiled() -> No
             Sparse(**fields)
     other = dataclasses.replace(CONFIG, width=32)
     with pytest.raises(ValueError, match="another model"):
-        engine.sampler(other, Sampling(1), dataclasses.replace(ALL, heads=MIXED))
+        engine.speaker(other, dataclasses.replace(ALL, heads=MIXED))
     with pytest.raises(ValueError, match="positions"):
         said(ALL, max_tokens=60)
     with pytest.raises(ValueError, match="more pages"):

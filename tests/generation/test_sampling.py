@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlx.generation.sampling import Sampling, sampler
+from rlx.generation.sampling import Sampling
+from rlx.generation.speakers import of_decoder, sampler
 from rlx.networks import transformer
 from rlx.ops import language
 
@@ -28,7 +29,7 @@ def params() -> dict:
 
 @functools.cache
 def generate(**options: object):
-    weights, made = params(), sampler(CONFIG, Sampling(**options))
+    weights, made = params(), sampler(of_decoder(CONFIG), Sampling(**options))
     return jax.jit(lambda key: made(weights, PROMPT, MASK, key))
 
 
@@ -72,7 +73,7 @@ def test_a_stop_token_ends_its_row_and_belongs_to_it() -> None:
 
 
 def test_tokens_come_as_often_as_they_are_probable() -> None:
-    made = sampler(CONFIG, Sampling(max_tokens=1, temperature=1.5))
+    made = sampler(of_decoder(CONFIG), Sampling(max_tokens=1, temperature=1.5))
     many = jnp.tile(PROMPT[1:], (4000, 1))
     found = jax.jit(made)(params(), many, jnp.ones(many.shape, bool), jax.random.key(0))
     logits = NETWORK.apply(params(), PROMPT[1:])[0, -1]
@@ -108,19 +109,19 @@ def test_impossible_options_are_refused(change: dict) -> None:
 
 
 def test_what_has_no_positions_is_refused() -> None:
-    made = sampler(CONFIG, Sampling(max_tokens=14))
+    made = sampler(of_decoder(CONFIG), Sampling(max_tokens=14))
     with pytest.raises(ValueError, match="need 17 positions"):
         made(params(), PROMPT, MASK, None)
 
 
 def test_no_key_is_used_twice() -> None:
-    made = sampler(CONFIG, Sampling(max_tokens=3, stop_tokens=(3,)))
+    made = sampler(of_decoder(CONFIG), Sampling(max_tokens=3, stop_tokens=(3,)))
     with jax.debug_key_reuse(True):
         jax.jit(lambda key: made(params(), PROMPT, MASK, key))(jax.random.key(0))
 
 
 def test_a_prompt_answered_often_is_as_many_prompts() -> None:
-    made = sampler(CONFIG, Sampling(max_tokens=4))
+    made = sampler(of_decoder(CONFIG), Sampling(max_tokens=4))
     key = jax.random.key(7)
     once = jax.jit(lambda key: made(params(), PROMPT, MASK, key, samples=3))(key)
     prompt, mask = (jnp.repeat(x, 3, axis=0) for x in (PROMPT, MASK))

@@ -38,11 +38,13 @@ def sampling(config: object) -> Callable[[int], int]:
     import jax
     import jax.numpy as jnp
 
-    from rlx.generation.sampling import Sampling, sampler
+    from rlx.generation.sampling import Sampling
+    from rlx.generation.speakers import of_decoder, sampler
     from rlx.networks import transformer
 
     params = transformer.init(config, jax.random.key(0))
-    draw = jax.jit(sampler(config, Sampling(max_tokens=LANGUAGE["response"])))
+    options = Sampling(max_tokens=LANGUAGE["response"])
+    draw = jax.jit(sampler(of_decoder(config), options))
     prompt = jnp.ones((LANGUAGE["responses"], LANGUAGE["prompt"]), jnp.int32)
     keys = iter(jax.random.split(jax.random.key(1), 100_000))
 

@@ -1,0 +1,1 @@
+"""STEER and Quark in a language whose rewards are closed forms."""
