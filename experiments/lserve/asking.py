@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx.generation import engine
-from rlx.generation.sampling import Sampling
 from rlx.generation.sparse import Plan, Sparse
 from rlx.types import Array, Params
 
@@ -47,10 +46,9 @@ def ask(
     """
     chex.assert_rank([text, questions, answers], [1, 2, 2])
     rows, count = questions.shape
-    options = Sampling(max_tokens=2 * count)
     weights, length = engine.unstacked(params), jnp.array([text.shape[0]], jnp.int32)
-    room = text.shape[0] + options.max_tokens
-    cache, table = engine.begin(made, 1, room, length, options, rows)
+    room = text.shape[0] + 2 * count
+    cache, table = engine.begin(made, 1, room, length, 2 * count, rows)
     _, cache = engine.read_prompts(made, weights, cache, text[None], length, table)
     alive = jnp.ones((rows,), bool)
 
@@ -80,9 +78,8 @@ def read_on(made: Plan, params: Params, text: Array, start: int) -> Array:
       `float32[B, S - start]`.
     """
     batch, size = text.shape
-    options, weights = Sampling(max_tokens=size - start), engine.unstacked(params)
-    length = jnp.full((batch,), start, jnp.int32)
-    cache, table = engine.begin(made, batch, size, length, options, 1)
+    weights, length = engine.unstacked(params), jnp.full((batch,), start, jnp.int32)
+    cache, table = engine.begin(made, batch, size, length, size - start, 1)
     first, cache = engine.read_prompts(
         made, weights, cache, text[:, :start], length, table
     )

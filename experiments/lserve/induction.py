@@ -75,7 +75,7 @@ def codes() -> np.ndarray:
     return found
 
 
-def _slots() -> dict[str, slice]:
+def layout() -> dict[str, slice]:
     """Where in the residual stream each thing is."""
     ends = np.cumsum(list(SIZES.values()))
     return {
@@ -93,7 +93,7 @@ def _code_channels() -> np.ndarray:
 @functools.cache
 def params() -> Params:
     """The parameters, of `rlx.networks.transformer` with `CONFIG`."""
-    slots, width = _slots(), CONFIG.width
+    slots, width = layout(), CONFIG.width
     rng_free = np.random.default_rng(5)
     content = rng_free.choice([-1, 1], (tasks.WORDS, WIDTH)) / np.sqrt(WIDTH)
     embedding = np.zeros((tasks.WORDS, width))
