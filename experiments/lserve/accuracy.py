@@ -53,6 +53,8 @@ class Study:
     window: int
     ablated: int
     """The length of the ablations."""
+    budgets: tuple[int, ...]
+    """Of the ablations."""
 
     def text(self, length: int) -> tasks.Text:
         """How its texts are drawn."""
@@ -73,6 +75,7 @@ def study(model: str, seed: int) -> Study:
             sink=64,
             window=64,
             ablated=8192,
+            budgets=(192, 512, 1024, 2048),
         )
     return Study(
         recall.CONFIG,
@@ -85,6 +88,7 @@ def study(model: str, seed: int) -> Study:
         sink=16,
         window=32,
         ablated=1024,
+        budgets=(48, 64, 128, 256, 512),
     )
 
 
@@ -122,11 +126,10 @@ def ablations(study: Study, found: heads.HeadMap) -> dict[str, dict[str, Sparse]
         return dataclasses.replace(full, **options)
 
     page = study.page
-    budgets = (3 * page, study.budget // 2, study.budget, 2 * study.budget)
     sizes = sorted({max(page // 16, 1), page // 4, page // 2, page})
     return {
         "streaming heads": {"half": full, "none": change(heads=None)},
-        "budget": {str(size): change(budget=size) for size in budgets},
+        "budget": {str(size): change(budget=size) for size in study.budgets},
         "logical page": {str(size): change(logical_size=size) for size in sizes},
         "physical page": {
             str(size): change(page_size=size) for size in (page // 4, page, 2 * page)
