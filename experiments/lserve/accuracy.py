@@ -274,7 +274,7 @@ def part_needles(study: Study, found: heads.HeadMap) -> dict[str, Any]:
 def part_perplexity(study: Study, found: heads.HeadMap) -> dict[str, Any]:
     """Surprise by position, of all words and of values that were said before."""
     length, start, bins = 2048, 64, 31
-    text = tasks.Text(length, keys=32, rate=0.15)
+    text = tasks.Text(length, rate=0.15)
     words, known = recall.draw(text, 8, jax.random.key(23))
     known, rows = np.asarray(known)[:, start:], {}
     edges = np.linspace(start, length, bins + 1)[1:]

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lserve import asking, induction, roofline, selection, tasks
+from experiments.lserve import (
+    asking,
+    constructed,
+    induction,
+    roofline,
+    selection,
+    tasks,
+)
 from rlx.generation import heads
 from rlx.generation.sparse import Sparse, plan
 from rlx.networks import transformer
@@ -77,6 +84,20 @@ def test_the_word_before_is_the_only_one_at_any_distance() -> None:
     score = np.cos(apart[:, None] * angles) @ (weight / weight.sum())
     sharp = induction.SHARP[0] / np.sqrt(induction.WIDTH)
     assert np.exp(sharp * (score - 1)).sum() < 1e-6
+
+
+def test_the_second_layer_reads_each_word_beside_the_one_before_it() -> None:
+    """What `constructed` takes for granted, from the first layer's parameters."""
+    config, params = induction.CONFIG, induction.params()
+    words = told()[0][None]
+    place = jnp.arange(words.shape[1])[None]
+    layer = jax.tree.map(lambda x: x[0], params["layers"])
+    x = transformer.embed(config, params, words, place)
+    read = transformer.queries_keys_values(config, layer, x, place)
+    seen = jnp.tri(words.shape[1], dtype=bool)[None]
+    mixed = transformer.attention(*read, seen)
+    x = transformer.after_attention(config, layer, x, mixed)
+    np.testing.assert_allclose(constructed.stream(words[0]), x[0], atol=1e-3)
 
 
 @functools.cache
