@@ -125,10 +125,14 @@ def ablations(study: Study, found: heads.HeadMap) -> dict[str, dict[str, Sparse]
     def change(**options: Any) -> Sparse:
         return dataclasses.replace(full, **options)
 
-    page = study.page
+    page, room = study.page, study.ablated + 2
     sizes = sorted({max(page // 16, 1), page // 4, page // 2, page})
     return {
         "streaming heads": {"half": full, "none": change(heads=None)},
+        "streaming heads, all pages": {
+            "half": asking.everything(room, page, heads=found),
+            "none": asking.everything(room, page),
+        },
         "budget": {str(size): change(budget=size) for size in study.budgets},
         "logical page": {str(size): change(logical_size=size) for size in sizes},
         "physical page": {
@@ -231,9 +235,6 @@ def part_passkey(study: Study, found: heads.HeadMap) -> dict[str, Any]:
     for length, count in study.texts.items():
         problems = drawn(functools.partial(passkeys, study, length), count, length)
         for name, sparse in baselines(study, found, length + 2).items():
-            if name == "dense" and length > 16384:
-                sparse = dataclasses.replace(sparse, heads=found)
-                name = "dense pages"  # half the heads stream, the others read all
             rows.setdefault(name, {})[str(length)] = score(study, sparse, problems)
             print(name, length, rows[name][str(length)], flush=True)
     return {"depths": DEPTHS, "arms": rows}

@@ -15,24 +15,21 @@ from matplotlib.figure import Figure
 RESULTS = Path(__file__).parent / "results"
 COLOURS = {
     "dense": "#333333",
-    "dense pages": "#333333",
     "streaming": "#D55E00",
     "quest": "#009E73",
     "lserve": "#0072B2",
 }
 NAMES = {
     "dense": "dense",
-    "dense pages": "dense, half the heads streaming",
     "streaming": "streaming only",
     "quest": "Quest",
     "lserve": "LServe",
 }
 
 
-def read(part: str, model: str) -> dict[str, Any] | None:
-    """A record of seed 0, or None where it has not been made."""
-    path = RESULTS / f"{part}-{model}-0.json"
-    return json.loads(path.read_text()) if path.exists() else None
+def read(part: str, model: str) -> dict[str, Any]:
+    """A record of seed 0."""
+    return json.loads((RESULTS / f"{part}-{model}-0.json").read_text())
 
 
 def lengths(axis: Any, model: str, record: dict[str, Any]) -> None:
@@ -46,7 +43,8 @@ def lengths(axis: Any, model: str, record: dict[str, Any]) -> None:
             found[:, 0],
             yerr=spread,
             color=COLOURS[name],
-            marker="s" if name == "dense pages" else "o",
+            linewidth=4 if name == "dense" else 1.5,
+            marker="o",
             capsize=3,
             label=NAMES[name],
         )
@@ -96,8 +94,10 @@ def parts(axis: Any, model: str, record: dict[str, Any]) -> None:
     axis.barh(place, shares, xerr=[low, high], color="#56B4E9", height=0.7)
     axis.set_yticks(place, names, fontsize=7)
     axis.set_xlim(0, 1.02)
-    title = f"{model}: LServe, one part changed, {record['length']} words"
-    axis.set(title=title, xlabel="passkeys right")
+    axis.set(
+        title=f"{model}: one part changed",
+        xlabel=f"passkeys right, {record['length']:,} words",
+    )
 
 
 def needles(axis: Any, model: str, record: dict[str, Any]) -> None:
@@ -110,37 +110,33 @@ def needles(axis: Any, model: str, record: dict[str, Any]) -> None:
             np.arange(1, 1 + len(row["by_question"])),
             row["by_question"],
             color=colour,
+            linewidth=4 if name == "dense" else 1.5,
             marker="o",
             label=label,
         )
     axis.legend(frameon=False, fontsize=7)
+    axis.set_xticks(np.arange(1, 1 + record["questions"]))
     axis.set(title=f"{model}: questions back to back", xlabel="question")
     axis.set_ylim(-0.03, 1.05)
 
 
 def main() -> None:
-    """A row of panels for each model."""
+    """A row of panels for each model; where induction has no curve, recall's."""
     figure = Figure(figsize=(15, 8), layout="constrained")
     axes = figure.subplots(2, 4)
     for row, model in zip(axes, ("recall", "induction"), strict=True):
-        passkey = read("passkey", model)
-        drawings = [
-            (lengths, (model, passkey), passkey),
-            (depths, (model, passkey), passkey),
-            (needles, (model, read("needles", model)), read("needles", model)),
-            (parts, (model, read("ablations", model)), read("ablations", model)),
-        ]
-        for axis, (draw, given, record) in zip(row, drawings, strict=True):
-            if record is None:
-                axis.set_axis_off()
-            else:
-                draw(axis, *given)
-    curve = read("perplexity", "recall")
-    if curve is not None and read("needles", "induction") is None:
-        axes[1, 2].set_axis_on()
-        surprises(axes[1, 2], curve)
+        passkey, asked, changed = (
+            read(part, model) for part in ("passkey", "needles", "ablations")
+        )
+        lengths(row[0], model, passkey)
+        if model == "recall":
+            depths(row[1], model, passkey)
+        else:
+            surprises(row[1], read("perplexity", "recall"))
+        needles(row[2], model, asked)
+        parts(row[3], model, changed)
     handles, labels = axes[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(RESULTS / "accuracy.png", dpi=100)
 
 
