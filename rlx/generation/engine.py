@@ -317,7 +317,7 @@ def step(
             rings[i] = paged_cache.write_token_ring(
                 made, rings[i], cache.length, *new, alive
             )
-            mixed.append(_read_ring(rings[i], _only(queries, streaming), seen))
+            mixed.append(read_ring(rings[i], _only(queries, streaming), seen))
         together = _only(jnp.concatenate(mixed, axis=1), made.order[i])
         flat = together.reshape(len(token), 1, config.num_heads, -1)
         x = transformer.after_attention(config, weights, x, flat)
@@ -355,7 +355,7 @@ def _read_pages(
     return found, pages.replace(chosen=chosen)
 
 
-def _read_ring(ring: paged_cache.Ring, queries: Array, seen: Array) -> Array:
+def read_ring(ring: paged_cache.Ring, queries: Array, seen: Array) -> Array:
     """`[R, K_s, g, d]` over a ring, whose slots `bool[R, C]` hold a token or not."""
     carry = blockwise.nothing(queries.shape)
     seen = seen[:, None, None]
