@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,68 +23,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import records
-from rlx.generation import engine, heads, paged_cache, serving
+from experiments.lserve.timing import (
+    BUDGET,
+    GROUPS,
+    HEADS,
+    RESULTS,
+    SINK,
+    STEPS,
+    WIDTH,
+    WINDOW,
+    Contestants,
+    config_of,
+    half_streaming,
+    in_place,
+    normal,
+    race,
+)
+from experiments.lserve.whole import generation, serve
+from rlx.generation import engine, paged_cache
 from rlx.generation.paged_attention import decode_xla
-from rlx.generation.sampling import Sampling
 from rlx.generation.sparse import Plan, Sparse, plan
-from rlx.generation.speakers import sampler
 from rlx.networks import transformer
 from rlx.ops import blockwise
-
-RESULTS = Path(__file__).parent / "results"
-HEADS, GROUPS, WIDTH = 8, 4, 64
-SINK, WINDOW, BUDGET = 64, 256, 1024
-STEPS = 16
-"""Tokens of a timed decode: a multiple of every reuse interval."""
-Contestants = dict[str, Callable[[], Any]]
-
-
-def race(contestants: Contestants, base: str, turns: int) -> dict[str, Any]:
-    """Median seconds of each, and of its ratios base / itself, with their range."""
-    for run in contestants.values():
-        jax.block_until_ready(run())
-    spent: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(turns):
-        for name, run in contestants.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(run())
-            spent[name].append(time.perf_counter() - begin)
-    found = {}
-    for name, seconds in spent.items():
-        ratios = np.array(spent[base]) / np.array(seconds)
-        found[name] = {
-            "milliseconds": round(1e3 * float(np.median(seconds)), 3),
-            "times_faster": round(float(np.median(ratios)), 2),
-            "range": [round(float(x), 2) for x in (ratios.min(), ratios.max())],
-        }
-        print(f"  {name:34s} {found[name]}", flush=True)
-    return {"turns": turns, "base": base, "contestants": found}
-
-
-def config_of(layers: int, length: int) -> transformer.Config:
-    """The model of all tables: 8 heads of 64, 4 of them key-value heads."""
-    return transformer.Config(
-        vocabulary_size=256,
-        width=256,
-        num_layers=layers,
-        num_heads=HEADS,
-        num_kv_heads=GROUPS,
-        head_width=WIDTH,
-        max_length=length,
-    )
-
-
-def half_streaming(config: transformer.Config) -> heads.HeadMap:
-    """Every second head streams: which ones is all the same to speed."""
-    row = (True, False) * (config.kv_heads // 2)
-    rows = (row,) * config.num_layers
-    return heads.HeadMap(rows, SINK, WINDOW, heads.fingerprint(config))
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    """Random numbers."""
-    return jax.random.normal(jax.random.key(seed), shape)
-
 
 # ----------------------------------------------------------------------------- decode
 
@@ -107,28 +65,26 @@ def decode_at(length: int, turns: int) -> dict[str, Any]:
 
     def dense(attend: Callable[..., jax.Array]) -> Callable[[], Any]:
         past = tuple(
-            jnp.pad(x, ((0, 0), (0, 0), (0, room - length), (0, 0)))
-            for x in (keys, values)
+            jnp.pad(x[0], ((0, 0), (0, room - length), (0, 0))) for x in (keys, values)
         )
 
-        @jax.jit
-        def run(past: tuple) -> jax.Array:
+        def run(past: tuple, asked: jax.Array, new: jax.Array) -> tuple:
             def token(past: tuple, inputs: tuple) -> tuple:
                 step, query, fresh = inputs
                 past = tuple(
-                    jax.lax.dynamic_update_slice(x, n[:, :, None], (0, 0, step, 0))
+                    jax.lax.dynamic_update_slice(x, n[0][:, None], (0, step, 0))
                     for x, n in zip(past, fresh, strict=True)
                 )
                 seen = (jnp.arange(room) <= step)[None, None]
                 return past, attend(query[:, None], *past, seen)
 
             places = length + jnp.arange(STEPS)
-            return jax.lax.scan(token, past, (places, asked, new))[1]
+            return jax.lax.scan(token, past, (places, asked, new))
 
-        return lambda: run(past)
+        return in_place(run, past, asked, new)
 
     def built_in(queries, keys, values, seen):
-        keys, values = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
+        keys, values = (jnp.swapaxes(x, 0, 1)[None] for x in (keys, values))
         return jax.nn.dot_product_attention(queries, keys, values, mask=seen[:, None])
 
     contestants["dense"] = dense(transformer.attention)
@@ -144,7 +100,8 @@ def decode_at(length: int, turns: int) -> dict[str, Any]:
         contestants[name] = sparse_decode(room, keys, values, asked, new, **fields)
     found = race(contestants, "dense", turns)
     for row in found["contestants"].values():
-        row["milliseconds"] = round(row["milliseconds"] / STEPS, 4)
+        for name in ("milliseconds", "processor_milliseconds"):
+            row[name] = round(row[name] / STEPS, 4)
     return found
 
 
@@ -173,12 +130,12 @@ def sparse_decode(
             made, ring, keys[:, others], values[:, others], count, 1
         )
     cache = cache.replace(pages=(pages,), rings=(ring,), table=table[0], length=count)
-    return jax.jit(lambda: _decoded(made, cache, asked, new))
+    return in_place(functools.partial(_decoded, made), cache, asked, new)
 
 
 def _decoded(
     made: Plan, cache: paged_cache.Cache, asked: jax.Array, new: jax.Array
-) -> jax.Array:
+) -> tuple[paged_cache.Cache, jax.Array]:
     """`STEPS` tokens: write, choose, read."""
     some, others = (np.array(x[0], int) for x in (made.retrieval, made.streaming))
     alive = jnp.array([True])
@@ -216,7 +173,8 @@ def _decoded(
         )
         return cache, out
 
-    return jax.lax.scan(token, cache, (asked, new))[1]
+    after, out = jax.lax.scan(token, cache, (asked, new))
+    return after.replace(length=cache.length, since=cache.since), out
 
 
 # ---------------------------------------------------------------------------- prefill
@@ -270,130 +228,6 @@ def _half(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple:
 def _built_in(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
     queries, keys, values = (jnp.swapaxes(x, 1, 2) for x in (queries, keys, values))
     return jax.nn.dot_product_attention(queries, keys, values, is_causal=True)
-
-
-# ------------------------------------------------------------------------- generation
-
-
-def generation(lengths: list[int], turns: int) -> dict[str, Any]:
-    """A model of four layers: a prompt of each length and an answer of 128 tokens."""
-    return {str(length): generation_at(length, turns) for length in lengths}
-
-
-def generation_at(length: int, turns: int, answer: int = 128) -> dict[str, Any]:
-    """See `generation`; "first token" is the prompt alone."""
-    config = config_of(4, length + answer)
-    params = transformer.init(config, jax.random.key(0))
-    prompt = jax.random.randint(jax.random.key(1), (1, length), 0, 256)
-    half = half_streaming(config)
-    arms: dict[str, Sparse | None] = {
-        "dense": None,
-        "LServe": Sparse(budget=BUDGET, heads=half),
-        "LServe, 4 bits": Sparse(budget=BUDGET, heads=half, bits=4),
-    }
-    found: dict[str, Any] = {}
-    for part, tokens in (("first token", 1), ("whole", answer)):
-        print(f"{part} after {length} tokens")
-        contestants = {}
-        for name, sparse in arms.items():
-            speak = sampler(engine.speaker(config, sparse), Sampling(max_tokens=tokens))
-            run = jax.jit(lambda x, speak=speak: speak(params, x, x >= 0, None).tokens)
-            contestants[name] = lambda run=run: run(prompt)
-        found[part] = race(contestants, "dense", turns)
-    found["answer_tokens"] = answer
-    found["cache_bytes"] = cache_bytes(config, length + answer, arms)
-    return found
-
-
-def cache_bytes(
-    config: transformer.Config, room: int, arms: dict[str, Sparse | None]
-) -> dict[str, Any]:
-    """Of keys, values, scales and bounds; their share of the dense cache's."""
-    found = {}
-    whole = 0
-    for name, sparse in arms.items():
-        if sparse is None:
-            shapes: Any = jax.eval_shape(
-                lambda: transformer.init_cache(config, 1, room)
-            )
-        else:
-            made = plan(config, sparse)
-            size = paged_cache.pages_for(room, made)
-            shapes = jax.eval_shape(
-                lambda made=made, size=size: paged_cache.init(made, 1, room, size)
-            )
-        count = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-        whole = whole or count
-        found[name] = {"bytes": count, "of_dense": round(count / whole, 4)}
-    return found
-
-
-# ---------------------------------------------------------------------------- serving
-
-
-def serve(turns: int) -> dict[str, Any]:
-    """32 prompts of 512 tokens whose answers have geometric lengths, at most 256."""
-    print("serving")
-    config = config_of(2, 1024)
-    params = jax.tree.map(
-        lambda x: 0.1 * x, transformer.init(config, jax.random.key(0))
-    )  # nearly uniform: the stop tokens come with probability 4 / 256
-    options = Sampling(max_tokens=256, stop_tokens=(0, 1, 2, 3))
-    prompt = jax.random.randint(jax.random.key(1), (32, 512), 4, 256)
-    sparse = Sparse(budget=512, page_size=32, heads=half_streaming(config))
-    key = jax.random.key(2)
-
-    def batches(x: jax.Array) -> jax.Array:
-        """Lockstep: eight at a time, each batch waits for its longest answer."""
-        speak = sampler(engine.speaker(config, sparse), options)
-        parts = x.reshape(4, 8, -1), jax.random.split(key, 4)
-        return jax.lax.map(
-            lambda part: speak(params, part[0], part[0] >= 0, part[1]).mask, parts
-        )
-
-    continuous = serving.sampler(config, options, sparse, slots=8)
-    contestants: Contestants = {}
-    for name, run in {
-        "lockstep, 8 at a time": batches,
-        "continuous, 8 slots": lambda x: continuous(params, x, x >= 0, key).mask,
-    }.items():
-        compiled = jax.jit(run)
-        contestants[name] = lambda compiled=compiled: compiled(prompt)
-    tokens = {name: int(run().sum()) for name, run in contestants.items()}
-    found = race(contestants, "lockstep, 8 at a time", turns)
-    for name, row in found["contestants"].items():
-        row["tokens"] = tokens[name]
-        row["tokens_per_second"] = round(1e3 * tokens[name] / row["milliseconds"], 1)
-    return {"continuous_batching": found, "prefix_sharing": share_prefix(turns)}
-
-
-def share_prefix(turns: int) -> dict[str, Any]:
-    """Eight answers of 32 tokens to each of two prompts of 2,048."""
-    print("prefix sharing")
-    config = config_of(2, 2048 + 32)
-    params = transformer.init(config, jax.random.key(0))
-    prompt = jax.random.randint(jax.random.key(1), (2, 2048), 0, 256)
-    options, key = Sampling(max_tokens=32), jax.random.key(2)
-    sparse = Sparse(budget=512, heads=half_streaming(config))
-    speak = sampler(engine.speaker(config, sparse), options)
-    shared = jax.jit(lambda x: speak(params, x, x >= 0, key, 8).tokens)
-    apart = jax.jit(lambda x: speak(params, x, x >= 0, key).tokens)
-    many = jnp.repeat(prompt, 8, axis=0)
-    contestants: Contestants = {
-        "prompts repeated": lambda: apart(many),
-        "prefix shared": lambda: shared(prompt),
-    }
-    found = race(contestants, "prompts repeated", turns)
-    made = plan(config, sparse)
-    length = jnp.full((2,), 2048)
-    pools = [
-        engine.begin(made, *shape)[0].references.size
-        for shape in (
-            (16, 2080, jnp.repeat(length, 8), 32, 1),
-            (2, 2080, length, 32, 8),
-        )
-    ]
-    return {**found, "pages": dict(zip(contestants, pools, strict=True))}
 
 
 def main() -> None:

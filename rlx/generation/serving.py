@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rlx.generation import engine, paged_cache, speakers
-from rlx.generation.paged_cache import NOWHERE, Cache
+from rlx.generation import engine, page_table, paged_cache, speakers
+from rlx.generation.page_table import NOWHERE
+from rlx.generation.paged_cache import Cache
 from rlx.generation.sampling import Generated, Sampler, Sampling, draw
 from rlx.generation.sparse import Plan, Sparse, plan
 from rlx.networks import transformer
@@ -147,7 +148,7 @@ def _pool(
     most = max(
         whole + samples * own
         for whole, own in (
-            paged_cache.shares(made, size, options.max_tokens, samples)
+            page_table.shares(made, size, options.max_tokens, samples)
             for size in range(shortest, length + 1)
         )
     )
@@ -193,7 +194,7 @@ def _can_admit(job: _Job, state: Serving) -> tuple[Array, Array]:
     last = job.length.shape[0] - 1
     length = job.length[jnp.minimum(state.following, last)]
     samples = state.alive.shape[1]
-    whole, own = paged_cache.shares(job.made, length, job.options.max_tokens, samples)
+    whole, own = page_table.shares(job.made, length, job.options.max_tokens, samples)
     enough = whole + samples * own <= jnp.sum(unused)
     waiting = state.following <= last
     return waiting & enough & jnp.any(_idle(state)), free.astype(jnp.int32)
@@ -212,7 +213,7 @@ def _admit(job: _Job, state: Serving, free: Array) -> Serving:
         jax.lax.dynamic_index_in_dim(x, state.following, keepdims=True)
         for x in (job.tokens, job.length)
     )
-    table = paged_cache.allot(
+    table = page_table.allot(
         job.made,
         free,
         length[0],
