@@ -279,7 +279,9 @@ def part_perplexity(study: Study, found: heads.HeadMap) -> dict[str, Any]:
     words, known = recall.draw(text, 8, jax.random.key(23))
     known, rows = np.asarray(known)[:, start:], {}
     edges = np.linspace(start, length, bins + 1)[1:]
-    for name, sparse in baselines(study, found, length).items():
+    arms = baselines(study, found, length)
+    arms["lserve, every 1"] = dataclasses.replace(arms["lserve"], interval=1)
+    for name, sparse in arms.items():
         surprise = np.asarray(
             asking.read_on(plan(study.config, sparse), study.params, words, start)
         )

@@ -46,6 +46,7 @@ def lengths(axis: Any, model: str, record: dict[str, Any]) -> None:
             linewidth=4 if name == "dense" else 1.5,
             marker="o",
             capsize=3,
+            elinewidth=1.5,
             label=NAMES[name],
         )
     axis.set_xscale("log", base=2)
@@ -71,8 +72,14 @@ def surprises(axis: Any, record: dict[str, Any]) -> None:
     """Perplexity of known values by position."""
     for name, rows in record["arms"].items():
         axis.plot(
-            record["ends"], np.exp(rows["known"]), color=COLOURS[name], marker="."
+            record["ends"],
+            np.exp(rows["known"]),
+            color=COLOURS.get(name, "#6BAED6"),
+            linewidth=4 if name == "dense" else 1.5,
+            marker=".",
+            label=None if name in COLOURS else "LServe, chosen every step",
         )
+    axis.legend(frameon=False, fontsize=8)
     axis.axvline(1024, color="#999999", linewidth=0.8, linestyle="--")
     axis.set_yscale("log")
     axis.set(

@@ -13,6 +13,7 @@ import pytest
 from experiments.lserve import (
     asking,
     constructed,
+    gpu,
     induction,
     roofline,
     selection,
@@ -162,3 +163,13 @@ def test_the_counts_are_those_of_the_formula() -> None:
     assert roofline.prefill_pairs(layer, 1024) == (36, 26)
     flops = roofline.prefill_flops(layer, 1024)
     assert flops["sparse"] / flops["dense"] == pytest.approx((36 + 26) / 72)
+
+
+@pytest.mark.slow
+def test_the_gpu_command_runs_interpreted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu", "--tiny", "--repeats", "1"])
+    gpu.main()
+    printed = capsys.readouterr().out
+    assert "256 decode" in printed and "kernel, some streaming" in printed
