@@ -41,7 +41,6 @@ from experiments.lserve.timing import (
 )
 from experiments.lserve.whole import generation, serve
 from rlx.generation import engine, paged_cache
-from rlx.generation.paged_attention import decode_xla
 from rlx.generation.sparse import Plan, Sparse, plan
 from rlx.networks import transformer
 from rlx.ops import blockwise
@@ -146,17 +145,7 @@ def _decoded(
         pages = paged_cache.write_token(
             made, cache.pages[0], cache, *(x[:, some] for x in fresh), alive
         )
-        chosen = paged_cache.choose(made, pages, cache, query[:, some])
-        where, counts = paged_cache.listed(made, cache, chosen)
-        out = decode_xla(
-            query[:, some],
-            pages.keys,
-            pages.values,
-            where,
-            counts,
-            scales=pages.scales,
-            bits=made.sparse.bits,
-        )
+        out, pages = engine.read_pages(made, pages, cache, query[:, some])
         ring = cache.rings[0]
         if len(others):
             ring = paged_cache.write_token_ring(
@@ -166,7 +155,7 @@ def _decoded(
             narrow = engine.read_ring(ring, query[:, others], seen)
             out = jnp.concatenate([out, narrow], axis=1)
         cache = cache.replace(
-            pages=(pages.replace(chosen=chosen),),
+            pages=(pages,),
             rings=(ring,),
             length=cache.length + 1,
             since=cache.since + 1,

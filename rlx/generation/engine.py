@@ -310,7 +310,7 @@ def step(
             new = _only(keys, retrieval), _only(values, retrieval)
             pages[i] = paged_cache.write_token(made, pages[i], cache, *new, alive)
             asked = _only(queries, retrieval)
-            found, pages[i] = _read_pages(made, pages[i], cache, asked)
+            found, pages[i] = read_pages(made, pages[i], cache, asked)
             mixed.append(found)
         if len(streaming):
             new = _only(keys, streaming), _only(values, streaming)
@@ -332,7 +332,7 @@ def step(
     return transformer.logits(config, params, x), cache
 
 
-def _read_pages(
+def read_pages(
     made: Plan, pages: paged_cache.Pages, cache: Cache, queries: Array
 ) -> tuple[Array, paged_cache.Pages]:
     """`[R, K_r, g, d]` over the pages chosen now, and the pages with that choice."""
