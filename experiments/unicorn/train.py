@@ -26,13 +26,13 @@ from rlx.methods import unicorn
 from rlx.ops.catalogue import Catalogue
 from rlx.types import LearnerState
 
-THRESHOLDS = (10, 30, 50, 100, 200, 300, 500, 1000)
-SHARPNESS = (0.0, 2.0, 5.0, 10.0, 20.0)
+THRESHOLDS = (30, 100, 200, 300, 500, 1000)
+SHARPNESS = (0.0, 2.0, 5.0)
 """Tried on validation pairs."""
 SCPR = {"scpr": 0.0, "scpr_share": 5.0}
 """The sharpness of its share; 0: it has none, as published."""
-POINTS, HELD = 8, 500
-"""Of a learning curve, and conversations held at each."""
+HELD = 500
+"""Conversations held at each point of a learning curve."""
 IMITATION = 60
 """Batches that EAR imitates."""
 
@@ -117,7 +117,9 @@ def train_one(
         curve.append(point)
         print(name, seed, point, flush=True)
 
-    learner = learned.trained(parts, seed, arguments.iterations, POINTS, report)
+    learner = learned.trained(
+        parts, seed, arguments.iterations, arguments.points, report
+    )
     averaged = scoring.scores(play(learner.target_params, test, key))
     last = scoring.scores(play(learner.params, test, key))
     return {**last, "averaged": averaged, "curve": curve}, settings
@@ -154,6 +156,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--n-step", type=int, default=1)
     parser.add_argument("--tau", type=float, default=0.01)
+    parser.add_argument("--points", type=int, default=8, help="of a learning curve")
     parser.add_argument("--conversations", type=int, default=2000)
     parser.add_argument("--label", default="", help="becomes part of the file's name")
     parser.add_argument("--kept", type=Path, help="folder to keep vectors in")
