@@ -86,6 +86,10 @@ def options(
     )
 
 
-def plain(catalogue: Catalogue) -> Env:
-    """Conversations in which every question may be asked; actions are slots."""
-    return conversation.make(catalogue, options(catalogue), "conversation/lastfm")
+def plain(catalogue: Catalogue, questions: int = 0) -> Env:
+    """Conversations in which every question may be asked; actions are slots.
+
+    Fewer `questions` are those with the greatest entropy, which is faster.
+    """
+    rules = options(catalogue, num_questions=questions or catalogue.num_questions)
+    return conversation.make(catalogue, rules, "conversation/lastfm")

@@ -175,9 +175,9 @@ class Told:
     """`int32[TURNS]`: 1 accepted, -1 rejected, -2 a list that missed, 0 yet to come."""
 
 
-def told(catalogue: Catalogue) -> Env:
+def told(catalogue: Catalogue, questions: int = 0) -> Env:
     """Conversations whose observations, and states, remember what happened."""
-    env = benchmark.plain(catalogue)
+    env = benchmark.plain(catalogue, questions)
 
     def reset(key: Key) -> tuple[tuple[PyTree, Told], Told]:
         state, seen = env.reset(key)
@@ -221,7 +221,7 @@ def width(catalogue: Catalogue) -> int:
 
 def scpr_env(catalogue: Catalogue, sharpness: float = 0.0) -> Env:
     """SCPR's view: 0 asks for the greatest weighted entropy, 1 recommends."""
-    env = told(catalogue)
+    env = told(catalogue, questions=1)
     ask = rules.threshold(catalogue, 0)
 
     def reset(key: Key) -> tuple[PyTree, Array]:

@@ -79,7 +79,8 @@ def command(
         return words
     words += ["--seeds", str(seeds), "--first-seed", str(first)]
     names = ["label"] if arguments.label else []
-    names += ["iterations"] if arm == "ear" else ["iterations", "minibatches"]
+    names += ["iterations"]
+    names += [] if arm == "ear" else ["minibatches", "points"]
     if arm != "ear" and not arm.startswith("scpr"):
         names += ["batch", "learning_rate", "n_step", "tau"]
     for name in names:

@@ -24,7 +24,7 @@ from experiments.unicorn import benchmark, ear, learned, results, rules, scoring
 from experiments.unicorn.benchmark import Benchmark
 from rlx.methods import unicorn
 from rlx.ops.catalogue import Catalogue
-from rlx.types import LearnerState
+from rlx.types import Env, LearnerState
 
 THRESHOLDS = (30, 100, 200, 300, 500, 1000)
 SHARPNESS = (0.0, 2.0, 5.0)
@@ -42,8 +42,13 @@ def score_rules(
 ) -> dict[str, Any]:
     """Rules without learning; their numbers are the best on validation pairs."""
 
-    def play(act: scoring.Act, pairs: np.ndarray) -> dict[str, Any]:
-        player = scoring.player(catalogue, benchmark.plain, act)
+    def play(
+        act: scoring.Act, pairs: np.ndarray, questions: int = rules.QUESTIONS
+    ) -> dict[str, Any]:
+        def make_env(about: Catalogue) -> Env:
+            return benchmark.plain(about, questions)
+
+        player = scoring.player(catalogue, make_env, act)
         return scoring.scores(player((), pairs, jax.random.key(1)))
 
     def tune(make: Any, values: tuple[float, ...]) -> dict[float, float]:
@@ -63,7 +68,7 @@ def score_rules(
         "lookahead_to_the_end": play(ahead(catalogue, sharpest), test),
         "lookahead_one_list": play(rules.lookahead(catalogue, 1), test),
         "always_recommend": play(rules.threshold(catalogue, float("inf")), test),
-        "maximum_entropy": play(rules.maximum_entropy(catalogue), test),
+        "maximum_entropy": play(rules.maximum_entropy(catalogue), test, 0),
     }
 
 

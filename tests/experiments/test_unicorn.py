@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from envs import conversation
-from experiments.unicorn import benchmark, ear, learned, results, rules, scoring
+from experiments.unicorn import (
+    benchmark,
+    compare,
+    ear,
+    learned,
+    results,
+    rules,
+    scoring,
+)
 from rlx.methods import unicorn
 from rlx.ops import conversation as ops
 
@@ -248,6 +256,7 @@ def arguments_of(tmp_path, **changes):
         "label": "",
         "iterations": 8,
         "minibatches": 4,
+        "points": 2,
         "conversations": 500,
     }
     return argparse.Namespace(**{**given, **changes})
@@ -267,7 +276,7 @@ def test_records_take_up_seeds(tmp_path):
     assert record["mean"]["success"] == record["averaged"]["mean"]["success"] == 0.5
     assert record["command"].endswith(
         "edges.npz --arms scpr --vectors transe --conversations 500 --seeds 2 "
-        "--first-seed 0 --iterations 8 --minibatches 4"
+        "--first-seed 0 --iterations 8 --minibatches 4 --points 2"
     )
     results.add_seed("scpr", {"minibatches": 2}, found(4, 1.0), arguments)
     record = json.loads((tmp_path / "scpr_coarse_transe.json").read_text())
@@ -292,3 +301,27 @@ def test_vectors_are_kept(tmp_path):
     assert len(list((tmp_path / "kept").iterdir())) == 1
     for one, two in zip(*map(jax.tree.leaves, made), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_differences_are_paired(tmp_path):
+    generator = np.random.default_rng(0)
+    base = generator.random((3, 400)) < 0.5
+    one, other = base.astype(float), base.astype(float)
+    one[:, :40] = 1.0
+    found = compare.difference(one, other)
+    assert found["mean"] == pytest.approx((one - other).mean())
+    assert found["low"] < found["mean"] < found["high"]
+    # Conversations that end alike add nothing to the interval of a difference.
+    same = compare.difference(one[:1], one[:1])
+    assert same["mean"] == same["low"] == same["high"] == 0.0
+    alone = compare.difference(one, generator.permutation(one[0])[None])
+    assert alone["high"] - alone["low"] > found["high"] - found["low"]
+
+    record = {"seeds": [{"found_with": "0d-"}, {"averaged": {"found_with": "-3e"}}]}
+    (tmp_path / "one.json").write_text(json.dumps(record))
+    assert compare.read(tmp_path, "one").turns.tolist() == [[1, 14, 16], [16, 4, 15]]
+    found = compare.compared(*[compare.read(tmp_path, "one")] * 2)
+    assert found["success"]["mean"] == found["turns"]["mean"] == 0.0
+    (tmp_path / "rules.json").write_text(json.dumps({"ask": {"success": 0.5}}))
+    with pytest.raises(ValueError, match="rules:ask has no `found_with`"):
+        compare.read(tmp_path, "rules:ask")
