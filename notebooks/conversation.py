@@ -122,8 +122,8 @@ print(f"found {found[-1]:.0%} in {env.spec.time_limit} turns, before {found[0]:.
 # %% [markdown]
 # ## One conversation
 #
-# The policy sees the graph; `q` are the values of the ten best items and of the
-# attributes that it might ask for.
+# At every turn the policy compares the values of the ten best items and of the
+# attributes that it might ask for. The greatest wins: an item means a list of ten.
 
 # %%
 step = jax.jit(lambda state, action: env.step(state, action, None))
@@ -153,9 +153,13 @@ def talk(seed):
     return hidden, record, hit
 
 
-# The longest of a few conversations that end well shows most.
-tries = [talk(seed) for seed in range(12)]
-hidden, record, hit = max(tries, key=lambda x: (x[2], len(x[1])))
+def worth_seeing(conversation):
+    """It ends well, and has many answers of yes."""
+    _, record, hit = conversation
+    return hit, sum(text.endswith("yes") for *_, text in record), len(record)
+
+
+hidden, record, hit = max(map(talk, range(16)), key=worth_seeing)
 print(f"user {int(hidden.user)} looks for item {int(hidden.target)}")
 for turn, (_, _, size, text) in enumerate(record, 1):
     print(f"{turn}. {size:4d} candidates, {text}")
@@ -232,22 +236,20 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# ## What decides
+# ## What each turn leaves
 #
-# The number of candidates falls with every yes and, by ten, with every list. The policy
-# asks while a question still divides what is left, and recommends when a list is likely
-# to hold the item.
+# A yes removes all items without the attribute, a list its ten items. A no removes
+# nothing, but lowers what the items with that attribute score.
 
 # %%
-asking = [size for _, action, size, _ in record if int(action.attribute) >= 0]
-figure, axis = plt.subplots(figsize=(5, 2.8))
-sizes = [size for *_, size, _ in record]
-kinds = [int(action.attribute) >= 0 for _, action, _, _ in record]
-axis.plot(np.arange(1, len(sizes) + 1), sizes, color=GREY, zorder=1)
-for kind, colour, name in ((True, BLUE, "asks"), (False, ORANGE, "recommends")):
-    turns = [t + 1 for t, k in enumerate(kinds) if k == kind]
-    values = [sizes[t - 1] for t in turns]
-    axis.scatter(turns, values, color=colour, label=name, zorder=2)
-axis.set(xlabel="turn", ylabel="candidates", yscale="log")
+figure, axis = plt.subplots(figsize=(5.5, 3))
+sizes = np.array([size for *_, size, _ in record])
+asks = np.array([int(action.attribute) >= 0 for _, action, _, _ in record])
+turns = np.arange(1, len(sizes) + 1)
+axis.plot(turns, sizes, color=GREY, zorder=1)
+for kind, colour, name in ((asks, BLUE, "asks"), (~asks, ORANGE, "recommends")):
+    axis.scatter(turns[kind], sizes[kind], color=colour, label=name, zorder=2)
+axis.set(xlabel="turn", ylabel="candidates before it", ylim=(0, None))
 axis.legend(frameon=False)
+figure.tight_layout()
 plt.show()

@@ -2,9 +2,9 @@
 
     python -m experiments.unicorn.compare sharp_coarse_transe --against RECORD...
 
-Reads records of `experiments.unicorn.train` in which `found_with` is. Writes the paired
-differences with 95 % intervals, over conversations and seeds, to
-`results/compare_<record>.json`, and success by turn to `results/turns_<record>.png`.
+Reads records of `experiments.unicorn.train`. Writes the paired differences with 95 %
+intervals, over conversations and seeds, to `results/compare_<record>.json`, and success
+by turn, of these and others, to `results/turns_<record>.png`.
 """
 
 from __future__ import annotations
@@ -40,17 +40,28 @@ def read(folder: Path, record: str) -> Outcomes:
     Raises:
       ValueError: the record does not say what became of each conversation.
     """
-    name, _, rule = record.partition(":")
-    content = json.loads((folder / f"{name}.json").read_text())
-    found = [content[rule]] if rule else content["seeds"]
-    found = [x.get("averaged", x) for x in found]
+    name, found = _scores(folder, record)
     if any("found_with" not in x for x in found):
         raise ValueError(f"{record} has no `found_with`: make it anew")
     turns = [
         [TURNS + 1 if sign == "-" else int(sign, 16) + 1 for sign in x["found_with"]]
         for x in found
     ]
-    return Outcomes(rule or name, np.array(turns))
+    return Outcomes(name, np.array(turns))
+
+
+def success_by_turn(folder: Path, record: str) -> tuple[str, np.ndarray]:
+    """A name and `[S, TURNS]` SR@t of every seed."""
+    name, found = _scores(folder, record)
+    return name, np.array([x["by_turn"] for x in found])
+
+
+def _scores(folder: Path, record: str) -> tuple[str, list[dict[str, Any]]]:
+    file, _, rule = record.partition(":")
+    content = json.loads((folder / f"{file}.json").read_text())
+    found = [content[rule]] if rule else content["seeds"]
+    name = rule or content["arm"]
+    return name, [x.get("averaged", x) for x in found]
 
 
 def difference(one: np.ndarray, other: np.ndarray, seed: int = 0) -> dict[str, float]:
@@ -97,7 +108,7 @@ def compared(one: Outcomes, other: Outcomes) -> dict[str, Any]:
     }
 
 
-def draw(policies: list[Outcomes], path: Path) -> None:
+def draw(policies: list[tuple[str, np.ndarray]], path: Path) -> None:
     """SR@t by turn: means over seeds, and the range of the seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -107,13 +118,12 @@ def draw(policies: list[Outcomes], path: Path) -> None:
     axis = figure.subplots()
     limit = np.arange(1, TURNS + 1)
     ends = []
-    for policy, colour in zip(policies, COLOURS, strict=False):
-        share = (policy.turns[:, :, None] <= limit).mean(axis=1)
+    for (name, share), colour in zip(policies, COLOURS, strict=False):
         axis.plot(limit, share.mean(axis=0), color=colour, lw=2)
         axis.fill_between(
             limit, share.min(axis=0), share.max(axis=0), color=colour, alpha=0.2, lw=0
         )
-        ends.append((share.mean(axis=0)[-1], policy.name, colour))
+        ends.append((share.mean(axis=0)[-1], name, colour))
     height = -1.0
     for end, name, colour in sorted(ends):
         height = max(end, height + 0.045)
@@ -131,14 +141,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("record", help="without .json; a rule as record:rule")
     parser.add_argument("--against", nargs="+", required=True)
+    parser.add_argument("--beside", nargs="*", default=[], help="only drawn")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     first = read(arguments.folder, arguments.record)
     others = [read(arguments.folder, name) for name in arguments.against]
     found = {other.name: compared(first, other) for other in others}
     mark = arguments.record.replace(":", "_")
-    draw([first, *others], arguments.folder / f"turns_{mark}.png")
+    shown = [arguments.record, *arguments.against, *arguments.beside]
+    curves = [success_by_turn(arguments.folder, record) for record in shown]
+    draw(curves, arguments.folder / f"turns_{mark}.png")
     words = [arguments.record, "--against", *arguments.against]
+    words += ["--beside", *arguments.beside] if arguments.beside else []
     content = {"record": arguments.record, "against": found}
     path = arguments.folder / f"compare_{mark}.json"
     write(path, {**content, **origin("unicorn.compare", words)})

@@ -317,7 +317,10 @@ def test_differences_are_paired(tmp_path):
     alone = compare.difference(one, generator.permutation(one[0])[None])
     assert alone["high"] - alone["low"] > found["high"] - found["low"]
 
-    record = {"seeds": [{"found_with": "0d-"}, {"averaged": {"found_with": "-3e"}}]}
+    record = {
+        "arm": "one",
+        "seeds": [{"found_with": "0d-"}, {"averaged": {"found_with": "-3e"}}],
+    }
     (tmp_path / "one.json").write_text(json.dumps(record))
     assert compare.read(tmp_path, "one").turns.tolist() == [[1, 14, 16], [16, 4, 15]]
     found = compare.compared(*[compare.read(tmp_path, "one")] * 2)
