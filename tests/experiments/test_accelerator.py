@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.benchmarks import accelerator
+from experiments.benchmarks import accelerator, page
 
 TINY = {
     "env": "probe/pendulum", "engine": "", "num-envs": 8, "num-minibatches": 2,
@@ -29,6 +29,16 @@ def test_a_failed_row_says_what_it_wrote_last():
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="ppo ended with status 1: .*no_such_task"):
         accelerator.measure("ppo", options)
+
+
+def test_the_page_shows_speed_memory_and_the_median_time_to_the_target():
+    row = {
+        "row": "ppo_seeds", "steps_per_second": 1234.4, "compile_seconds": 31.6,
+        "peak_mib": None, "program_mib": 2048.0, "seconds_to_target": [4.0, None, 9.0],
+    }  # fmt: skip
+    content = {"rows": [row], "settings": {"target": 2500.0}}
+    last = page.accelerator(content).splitlines()[-1]
+    assert last == "| ppo seeds | 1,234 | 32 s | 2,048 MiB | 2 of 3, 6 s |"
 
 
 @pytest.mark.slow
