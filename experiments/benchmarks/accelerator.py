@@ -67,11 +67,11 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, Any]:
       RuntimeError: its process failed; says what it wrote last.
     """
     words = command(row, options)
-    done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:]
-        raise RuntimeError(f"{row} ended with status {done.returncode}: {last}")
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    ended = subprocess.run(words, cwd=ROOT, text=True, capture_output=True)
+    if ended.returncode:
+        last = ended.stderr.strip().splitlines()[-1:]
+        raise RuntimeError(f"{row} ended with status {ended.returncode}: {last}")
+    answer = json.loads(ended.stdout.strip().splitlines()[-1])
     returns = np.array(answer["returns"])
     return {
         "row": row,

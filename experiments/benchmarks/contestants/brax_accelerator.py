@@ -35,9 +35,9 @@ class Clothed(base.Env):
     def __init__(self, env: Env):
         self._env = env
 
-    def reset(self, rng: jax.Array) -> base.State:
+    def reset(self, key: jax.Array) -> base.State:
         """Begins an episode; the key for its steps travels in `info`."""
-        first, later = jax.random.split(jax.random.wrap_key_data(rng))
+        first, later = jax.random.split(jax.random.wrap_key_data(key))
         state, observation = self._env.reset(first)
         zero = jnp.zeros(())
         info = {"key": jax.random.key_data(later)}
