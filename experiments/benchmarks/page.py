@@ -114,6 +114,16 @@ def startup(content: Result) -> str:
     return table(["", "wall", "processor"], lines)
 
 
+def gradient_step(content: Result) -> str:
+    """One line per part."""
+    lines = []
+    for name, part in content["parts"].items():
+        low, high = part["range"]
+        spent = f"{part['microseconds']:.0f} ({low:.0f} to {high:.0f})"
+        lines.append([name, spent, f"{100 * part['share']:.0f} %"])
+    return table(["part alone", "microseconds", "of the step"], lines)
+
+
 def accelerator(content: Result) -> str:
     """One line per training."""
     lines = []
@@ -144,6 +154,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "parts": parts,
     "startup": startup,
     "accelerator": accelerator,
+    "gradient_step": gradient_step,
 }
 
 
