@@ -1,6 +1,6 @@
 """PPO and MDPO with thousands of MJX environments, against `brax.training`'s PPO.
 
-    python -m experiments.benchmarks.accelerator               # needs a GPU; 15 minutes
+    python -m experiments.benchmarks.accelerator               # on a GPU
     python -m experiments.benchmarks.accelerator --rows mdpo brax --steps 20000000
 
 Every row is a training with evaluations in a process of its own, one after another: all
