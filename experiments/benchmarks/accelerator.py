@@ -11,7 +11,8 @@ the most memory it had on the device, and after how many seconds of training eac
 evaluation first reached `--target` (null: never). On a CPU name an easy task:
 
     python -m experiments.benchmarks.accelerator --env probe/pendulum --engine "" \
-        --num-envs 16 --seeds 2 --steps 20000 --evaluations 3 --target -300
+        --num-envs 16 --num-minibatches 4 --seeds 2 --steps 20480 --evaluations 5 \
+        --target -300
 """
 
 from __future__ import annotations
