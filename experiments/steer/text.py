@@ -38,8 +38,19 @@ from rlx.ops.sequences import Sequences, joined
 from rlx.types import Array, Key, Params
 
 RESULTS = Path(__file__).parent / "results"
-STRENGTH, NUCLEUS = 1.0, 0.95
-"""Of the product of experts: a and p₀."""
+STRENGTH, NUCLEUS = 0.5, 0.95
+"""Of the product of experts: a and p₀, by the rewarding judges on sentences to learn
+from; around there their product hardly depends on either."""
+SIZES = (
+    "words",
+    "min_count",
+    "source",
+    "answer",
+    "width",
+    "judge_steps",
+    "paraphraser_steps",
+)
+"""Numbers of `text_world.Size` that the command line may change."""
 BINS = 5
 CHUNK = 256
 """Texts sampled at once."""
@@ -50,15 +61,17 @@ class Plan(NamedTuple):
 
     sources: int = 600
     """Sentences of each style that the product of experts rewrites, in each other."""
-    draws: int = 3
-    kept: int = 1200
+    draws: int = 2
+    kept: int = 1500
     """Texts of each style that pass the filter."""
-    steps: int = 600
+    steps: int = 500
     """Gradient steps of SFT and of STEER each."""
-    every: int = 100
+    every: int = 50
     """Steps between STEER's rounds of its own texts; before the first it is offline."""
-    rollouts: int = 768
-    rate: float = 1e-3
+    rollouts: int = 512
+    rate: float = 2e-3
+    control_rate: float = 3.0
+    """Step sizes as in the study of the closed-form language."""
     tested: int = 167
     """Sentences of each style that are rewritten in the test, in each other style."""
 
@@ -206,7 +219,9 @@ def trained(
         settings=settings,
         source_style=world.learned.train.style,
     )
-    config = steer.Config(learning_rate=plan.rate, warmup_steps=20)
+    config = steer.Config(
+        learning_rate=plan.rate, warmup_steps=20, control_rate=plan.control_rate
+    )
     method = steer.make(spec, config)
     state, losses = text_world.learn(method, source, run_key, plan.steps, "nll")
     latest = [round(float(x), 4) for x in state.source.latest]
@@ -273,7 +288,7 @@ def main() -> None:
     first = commands.add_parser("prepare")
     first.add_argument("--style", nargs="+", required=True, metavar="NAME=FILE")
     first.add_argument("--encoding", default="utf-8")
-    for name in ("words", "judge_steps", "paraphraser_steps"):
+    for name in SIZES:
         first.add_argument(f"--{name.replace('_', '-')}", type=int)
     second = commands.add_parser("run")
     second.add_argument("--seed", type=int, default=0)
@@ -289,8 +304,7 @@ def main() -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     paths = dict(word.partition("=")[::2] for word in options.style)
-    names = ("words", "judge_steps", "paraphraser_steps")
-    chosen = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+    chosen = {n: getattr(options, n) for n in SIZES if getattr(options, n) is not None}
     size = text_world.Size(**chosen)
     world = text_world.make(jax.random.key(7), paths, size, options.encoding)
     text_world.save(options.world, world)

@@ -37,16 +37,19 @@ from rlx.types import Array, DataSource, Key, Method, Params, TrainState
 class Size:
     """How large everything is; all of it stands in the record."""
 
-    words: int = 2048
-    source: int = 16
+    words: int = 3072
+    """V at most."""
+    min_count: int = 30
+    """Sentences in which a word must stand, so that most words are one token."""
+    source: int = 12
     """Places of a prompt: tokens of a sentence and BEGIN."""
-    answer: int = 18
-    width: int = 128
+    answer: int = 14
+    width: int = 96
     layers: int = 2
-    judge_steps: int = 800
-    judge_filters: int = 48
-    paraphraser_steps: int = 1500
-    parts: tuple[int, int, int] = (7000, 7000, 500)
+    judge_steps: int = 600
+    judge_filters: int = 32
+    paraphraser_steps: int = 2000
+    parts: tuple[int, int, int] = (3700, 3700, 400)
     """Sentences of each style to learn from, for the held-out judges, for the test."""
     batch: int = 64
 
@@ -58,8 +61,8 @@ NOISES = (
     Noise(drop=0.0, shuffle=0.0, replace=0.4),
 )
 """What the paraphraser undoes, each as often; words are replaced by neighbours."""
-NEIGHBOURS = 8
-RATE = 2e-3
+NEIGHBOURS, VECTORS = 8, 96
+RATE = 3e-3
 
 
 @struct.dataclass
@@ -138,7 +141,8 @@ def settings(size: Size, words: Tokenizer, count: int) -> text_rewards.Settings:
 
 def make(key: Key, paths: Mapping[str, str], size: Size, encoding: str) -> World:
     """Reads the files and learns everything."""
-    texts = styles.load(paths, encoding=encoding, drop=True)
+    limits = styles.Limits(min_count=size.min_count)
+    texts = styles.load(paths, limits, encoding=encoding, drop=True)
     words = style_corpus.tokenizer(texts, size.words)
     corpus = style_corpus.encoded(texts, words, size.source)
     mine, judge, test = style_corpus.parted(corpus, size.parts, seed=0)
@@ -178,14 +182,23 @@ def _bigrams(corpus: Corpus, count: int, num_words: int, begin: int) -> Array:
     return jnp.stack([one(style) for style in range(count)])
 
 
+def neighbours(corpus: Corpus, words: Tokenizer) -> Array:
+    """`int[V, J]`: words of like company; pieces of words have themselves alone."""
+    total = words.vocabulary_size
+    vectors = bags.word_vectors(
+        corpus.tokens, corpus.mask, num_words=total, width=VECTORS
+    )
+    whole = jnp.array([words.decode([token]).startswith(" ") for token in range(total)])
+    near = jnp.where(whole[None], vectors @ vectors.T, -2.0) - 2.0 * jnp.eye(total)
+    found = jax.lax.top_k(near, NEIGHBOURS)[1]
+    return jnp.where(whole[:, None], found, jnp.arange(total)[:, None])
+
+
 def paraphrases(key: Key, corpus: Corpus, size: Size, words: Tokenizer) -> Sequences:
     """Noisy sentences as prompts, and the sentences as answers."""
     begin = words.special(style_corpus.BEGIN)
     said = corpus.mask & (corpus.tokens > begin)
-    total = words.vocabulary_size
-    vectors = bags.word_vectors(corpus.tokens, said, num_words=total, width=96)
-    near = vectors @ vectors.T - 2.0 * jnp.eye(total)
-    choices = jax.lax.top_k(near, NEIGHBOURS)[1]
+    choices = neighbours(corpus.replace(mask=said), words)
     wider = ((0, 0), (0, size.answer - size.source))
     answer, there = jnp.pad(corpus.tokens, wider), jnp.pad(corpus.mask, wider)
     found = []

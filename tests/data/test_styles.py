@@ -186,3 +186,8 @@ def test_too_short_a_row_is_refused(tmp_path: pathlib.Path) -> None:
     texts, words, _ = corpus(tmp_path)
     with pytest.raises(LanguageDataError, match="no sentence of at most 1 tokens"):
         style_corpus.encoded(texts, words, 2)
+
+
+def test_limits_that_no_sentence_keeps_are_refused() -> None:
+    with pytest.raises(ValueError, match="min_words=9 must lie in 1 ... max_words=8"):
+        Limits(min_words=9, max_words=8)
