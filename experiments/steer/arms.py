@@ -27,7 +27,7 @@ from rlx.ops.control_tokens import Controls, Rated, prepended
 from rlx.ops.sequences import Sequences
 from rlx.types import Array, DataSource, Key, Method, Params
 
-BINS, STEPS, BATCH, EVERY, ROLLOUTS, CAPACITY = 5, 600, 64, 75, 1024, 2**15
+BINS, STEPS, BATCH, EVERY, ROLLOUTS, CAPACITY = 5, 320, 64, 40, 512, 2**14
 RATE, WARMUP, CONTROL_RATE = 2e-3, 20, 3.0
 GROUP = 4
 """Answers to each prompt in GRPO."""
@@ -52,12 +52,12 @@ class Arm:
 ARMS = {
     "SFT, filtered": Arm("filtered", 1, 1),
     "STEER": Arm("filtered", online=True),
-    "STEER, offline": Arm("filtered"),
     "scalar word, online": Arm("filtered", 1, online=True),
-    "Quark": Arm("filtered", 1, online=True, quark=True),
-    "SFT, unfiltered": Arm("unfiltered", 1, 1),
+    "STEER, offline": Arm("filtered"),
     "STEER, no anti-expert": Arm("filtered, no anti-expert", online=True),
     "SFT, filtered, then GRPO": Arm("filtered", 1, 1, grpo=True),
+    "Quark": Arm("filtered", 1, online=True, quark=True),
+    "SFT, unfiltered": Arm("unfiltered", 1, 1),
     "one bin, online": Arm("filtered", 1, 1, online=True),
 }
 

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx.data.prompts import Prompts
-from rlx.ops import reward_pool
+from rlx.ops import reward_pool as pools
 from rlx.ops.control_tokens import Controlled, Controls, Rated, prepended
 from rlx.ops.reward_pool import KEEPS, Pool
 from rlx.ops.sequences import Sequences, joined
@@ -128,10 +128,10 @@ def pool(
         def init(key: Key, policy: Policy) -> Pool:
             del policy
             everything = jnp.ones(first.style.shape, bool)
-            new = reward_pool.empty(first, controls, settings.capacity)
-            new = reward_pool.insert(new, first, everything, key, settings.keep)
+            new = pools.empty(first, controls, settings.capacity)
+            new = pools.insert(new, first, everything, key, settings.keep)
             new = new.replace(latest=jnp.mean(first.metrics, axis=0))
-            return reward_pool.binned(new, controls, settings.ties)
+            return pools.binned(new, controls, settings.ties)
 
         def fresh(policy: Policy, key: Key) -> tuple[Rated, Array]:
             prompt_key, style_key, answer_key = jax.random.split(key, 3)
@@ -154,10 +154,8 @@ def pool(
             rating = jnp.where(good[:, None], new.metrics, 0.0)
             latest = jnp.sum(rating, axis=0) / jnp.maximum(jnp.sum(good), 1)
             new = new.replace(metrics=rating)
-            state = reward_pool.insert(state, new, good, insert_key, settings.keep)
-            state = reward_pool.binned(
-                state.replace(latest=latest), controls, settings.ties
-            )
+            state = pools.insert(state, new, good, insert_key, settings.keep)
+            state = pools.binned(state.replace(latest=latest), controls, settings.ties)
             bad = jnp.where(jnp.all(good), -1, which[jnp.argmin(good)])
             return state, bad.astype(jnp.int32)
 
@@ -174,9 +172,7 @@ def pool(
                     lambda state: (state, jnp.int32(-1)),
                     state,
                 )
-            chosen = reward_pool.draw(
-                state, draw_key, settings.batch_size, settings.balanced
-            )
+            chosen = pools.draw(state, draw_key, settings.batch_size, settings.balanced)
             rows = jax.tree.map(lambda x: x[chosen], state.rows)
             words = controls.tokens(rows.style, state.bins[chosen])
             rating = jnp.where(bad >= 0, jnp.nan, rows.metrics)
