@@ -27,7 +27,8 @@ from rlx.ops.control_tokens import Controls, Rated, prepended
 from rlx.ops.sequences import Sequences
 from rlx.types import Array, DataSource, Key, Method, Params
 
-BINS, STEPS, BATCH, EVERY, ROLLOUTS, CAPACITY = 5, 320, 64, 40, 512, 2**14
+BINS, STEPS, BATCH, CAPACITY = 5, 400, 64, 2**14
+OFFLINE, EVERY, ROLLOUTS = 160, 40, 768
 RATE, WARMUP, CONTROL_RATE = 2e-3, 20, 3.0
 GROUP = 4
 """Answers to each prompt in GRPO."""
@@ -108,6 +109,7 @@ def learn(
             capacity=CAPACITY,
             every=EVERY if arm.online else 0,
             rollouts=ROLLOUTS if arm.online else 0,
+            offline=OFFLINE if arm.online else 0,
             stop_token=language.END,
         ),
         source_style=asked.source_style,

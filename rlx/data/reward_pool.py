@@ -15,7 +15,7 @@ https://arxiv.org/abs/2311.07167.
     spec = rlx.generation.controlled.decoder(config, params, controls, key, sampling)
     state, metrics = train.run(steer.make(spec), source, state, 1000)
 
-Every `every` batches, not before the first one, the policy answers `rollouts` prompts
+Every `every` batches, after the first `offline`, the policy answers `rollouts` prompts
 behind the best words of random styles; the answers are rated and put into the pool, all
 of which is binned anew, exactly. With `every=0` nothing is ever added: the offline
 phase alone. The whole pool is part of the state of a run and of its checkpoints.
@@ -65,6 +65,8 @@ class Settings:
     """Batches between rounds of fresh texts; 0: never."""
     rollouts: int = 0
     """Fresh texts in a round."""
+    offline: int = 0
+    """Batches before the first round, for words that shall first be understood."""
     keep: str = "reservoir"
     """Or "ring"."""
     balanced: bool = False
@@ -81,7 +83,7 @@ class Settings:
                 f"batch_size={self.batch_size} and capacity={self.capacity} must be "
                 "positive"
             )
-        if min(self.every, self.rollouts) < 0 or bool(self.every) != bool(
+        if min(self.every, self.rollouts, self.offline) < 0 or bool(self.every) != bool(
             self.rollouts
         ):
             raise ValueError(
@@ -165,7 +167,8 @@ def pool(
             grow_key, draw_key = jax.random.split(key)
             bad = jnp.int32(-1)
             if settings.every:
-                due = (state.batches > 0) & (state.batches % settings.every == 0)
+                due = state.batches >= max(settings.offline, 1)
+                due = due & (state.batches % settings.every == 0)
                 state, bad = jax.lax.cond(
                     due,
                     lambda state: grown(state, policy, grow_key),
