@@ -92,8 +92,20 @@ class Settings:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
 
+def slice_seconds(idle: float) -> float:
+    """How long a slice should last: two seconds, or more where a call costs much.
+
+    Runs that a device trains one after another are copied out of and into the array of
+    all at every call, their replay included. At most a 20th of the time goes there.
+
+    Args:
+      idle: seconds that a call of no iterations takes.
+    """
+    return SLICE_SECONDS * max(1.0, 10.0 * idle)
+
+
 class Loop:
-    """Advances all runs in slices of about two seconds, evaluates, saves."""
+    """Advances all runs in slices of some seconds, evaluates, saves."""
 
     def __init__(
         self,
@@ -108,6 +120,7 @@ class Loop:
         self.steps_per_iteration = source.steps_per_batch or 1
         self.num_runs = len(journal.labels)
         self.seconds_per_iteration: float | None = None
+        self.slice_seconds = SLICE_SECONDS
 
     def go(
         self,
@@ -120,6 +133,7 @@ class Loop:
         self._require_fit(iteration)
         if iteration == 0 and self.programs.evaluate is not None:
             self._row(progress, 0, 0.0, on_row)
+        progress = self._measure_idle(progress)
         with signals_caught() as caught:
             for end in self._rows_after(iteration):
                 started, first = time.perf_counter(), iteration
@@ -167,8 +181,19 @@ class Loop:
     def _slice(self, left: int) -> int:
         if self.seconds_per_iteration is None:
             return 1
-        fitting = round(SLICE_SECONDS / max(self.seconds_per_iteration, 1e-9))
+        fitting = round(self.slice_seconds / max(self.seconds_per_iteration, 1e-9))
         return max(1, min(left, fitting))
+
+    def _measure_idle(self, progress: Progress) -> Progress:
+        """Calls the program for no iterations: nothing changes but `slice_seconds`."""
+        for _ in range(2):  # the first call has more to do, once
+            started = time.perf_counter()
+            nothing = np.int32(0)
+            progress = self.programs.advance(self.programs.runs, progress, nothing)
+            jax.block_until_ready(progress)
+            idle = time.perf_counter() - started
+        self.slice_seconds = slice_seconds(sharding.agree(idle))
+        return progress
 
     def _advance(self, progress: Progress, count: int) -> Progress:
         started = time.perf_counter()

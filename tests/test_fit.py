@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 import threading
+import time
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ import pytest
 from rlx import checkpoint, files, loop, program, record, sharding, train
 from rlx.data import replay
 from rlx.data.rollout import rollout
+from rlx.fitting import slice_seconds
 from rlx.record import RunFolder, RunFolderError
 from rlx.step_folders import CheckpointError
 from rlx.types import Env
@@ -50,9 +52,10 @@ def fit(**options: Any) -> train.Result:
     """A fit of the toy; its programs come from the tests before where they can."""
     defaults = {"num_steps": STEPS, "seeds": 2, "settings": settings()}
     method, source = options.pop("method", METHOD), options.pop("source", SOURCE)
+    build = options.pop("build", build_once)
     with pytest.MonkeyPatch.context() as patch:
         if method is METHOD:
-            patch.setattr(program, "build", build_once)
+            patch.setattr(program, "build", build)
         return train.fit(method, source, **{**defaults, **options})
 
 
@@ -132,6 +135,40 @@ def test_in_another_thread_signals_are_left_alone(whole: train.Result):
     thread.start()
     thread.join()
     fitting.assert_same(whole.state, found[0].state)
+
+
+@pytest.mark.parametrize("idle", [0.0, 0.02, 0.2, 3.0])
+def test_calls_take_no_more_than_a_twentieth_of_their_slices(idle):
+    assert slice_seconds(idle) == pytest.approx(max(2.0, 20 * idle))
+
+
+def test_slices_are_as_long_as_what_a_call_costs_asks_for(whole, monkeypatch):
+    counts = []
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        built = build_once(*arguments, **options)
+
+        def advance(runs: Any, progress: Any, count: np.int32) -> Any:
+            counts.append(int(count))
+            time.sleep(0.05)
+            return built.advance(runs, progress, count)
+
+        return built._replace(advance=advance)
+
+    measured = []
+    for factor, most in ((0.0, 1), (20.0, 4)):  # rows are four batches apart at most
+
+        def wanted(idle: float, factor: float = factor) -> float:
+            measured.append(idle)
+            return factor * idle
+
+        monkeypatch.setattr("rlx.fitting.slice_seconds", wanted)
+        counts.clear()
+        found = fit(build=slow)
+        assert counts[:2] == [0, 0] and sum(counts) == STEPS // 16
+        assert max(counts) == most
+        fitting.assert_same(whole.state, found.state)
+    assert min(measured) >= 0.05
 
 
 def test_the_length_of_slices_changes_nothing(whole: train.Result, monkeypatch):

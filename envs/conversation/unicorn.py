@@ -13,8 +13,19 @@ from rlx.ops.catalogue import Catalogue
 from rlx.types import Box, Discrete, Env, Key, Step
 
 
-def make(catalogue: Catalogue, options: Options | None = None, name: str = "") -> Env:
+def make(
+    catalogue: Catalogue,
+    options: Options | None = None,
+    name: str = "",
+    sharpness: float = 0.0,
+) -> Env:
     """The simulator with `GraphState` observations and the method's `Choice` actions.
+
+    Args:
+      catalogue: what conversations are about.
+      options: the rules.
+      name: of the environment.
+      sharpness: of the numbers in `GraphState.features`, see `unicorn.graph`.
 
     Raises:
       ValueError: as `simulator.make`; or questions are enumerated.
@@ -35,11 +46,12 @@ def make(catalogue: Catalogue, options: Options | None = None, name: str = "") -
 
     def reset(key: Key) -> tuple[State, unicorn.GraphState]:
         state, seen = inner.reset(key)
-        return state, unicorn.graph(spec, seen)
+        return state, unicorn.graph(spec, seen, sharpness)
 
     def step(state: State, action: unicorn.Choice, key: Key) -> tuple[State, Step]:
         plain = conversation.Choice(slot=action.index, items=action.items)
         state, new = inner.step(state, plain, key)
-        return state, new.replace(observation=unicorn.graph(spec, new.observation))
+        graph = unicorn.graph(spec, new.observation, sharpness)
+        return state, new.replace(observation=graph)
 
     return Env(reset, step, spec)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -113,6 +114,36 @@ def startup(content: Result) -> str:
     return table(["", "wall", "processor"], lines)
 
 
+def gradient_step(content: Result) -> str:
+    """One line per part."""
+    lines = []
+    for name, part in content["parts"].items():
+        low, high = part["range"]
+        spent = f"{part['microseconds']:.0f} ({low:.0f} to {high:.0f})"
+        lines.append([name, spent, f"{100 * part['share']:.0f} %"])
+    return table(["part alone", "microseconds", "of the step"], lines)
+
+
+def accelerator(content: Result) -> str:
+    """One line per training."""
+    lines = []
+    for row in content["rows"]:
+        times = [seconds for seconds in row["seconds_to_target"] if seconds is not None]
+        memory = row["peak_mib"] or row["program_mib"]
+        lines.append(
+            [
+                row["row"].replace("_", " "),
+                number(row["steps_per_second"]),
+                f"{row['compile_seconds']:.0f} s",
+                "unknown" if memory is None else f"{memory:,.0f} MiB",
+                f"{len(times)} of {len(row['seconds_to_target'])}"
+                + (f", {statistics.median(times):.0f} s" if times else ""),
+            ]
+        )
+    target = f"seeds that reach {number(content['settings']['target'])}, and when"
+    return table(["", "steps/s", "compilation", "peak memory", target], lines)
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "physics": lambda content: races(content["rows"]),
     "training": lambda content: races(content["rows"]),
@@ -122,6 +153,8 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "seeds": seeds,
     "parts": parts,
     "startup": startup,
+    "accelerator": accelerator,
+    "gradient_step": gradient_step,
 }
 
 
@@ -141,15 +174,19 @@ def fill(text: str) -> str:
 
 def provenance(content: Result) -> str:
     """The command, and where and when it ran."""
-    machine = content["machine"]
+    machine = content.get("machine") or content["rows"][0]["machine"]
     packages = machine.get("packages") or machine.get("versions") or {}
     cores = machine.get("cpu_count") or machine.get("cores")
     when = f", {content['date']}" if "date" in content else ""
     load = machine.get("load") or machine.get("load_before")
+    kind = machine.get("device_kind", "cpu")
+    device = "no accelerator" if kind == "cpu" else f"{machine['device_count']} {kind}"
+    busy = ""
+    if load is not None:
+        busy = f"; load averages (1, 5, 15 minutes): {', '.join(map(str, load))}"
     return (
-        f"`{content['command']}`\n\n{cores} processor cores, no accelerator, jax "
-        f"{packages.get('jax')}, mujoco {packages.get('mujoco')}{when}; load averages "
-        f"(1, 5, 15 minutes): {', '.join(map(str, load))}."
+        f"`{content['command']}`\n\n{cores} processor cores, {device}, jax "
+        f"{packages.get('jax')}, mujoco {packages.get('mujoco')}{when}{busy}."
     )
 
 

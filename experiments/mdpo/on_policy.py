@@ -4,8 +4,10 @@
 
 Trains every task with every method (resuming what was begun), and writes
 `results/<task>_<method>.json` (steps, returns of every seed, IQM with its 95 %
-interval, settings, machine) and `results/<task>.png`. With `--summary` it only
-rewrites the table `results/summary.json` and the plots from the results there are.
+interval, settings, machine) and `results/<task>.png`; with `--first-seed`, in records
+of their own that the table and the plots join with the others of the task. With
+`--summary` it only rewrites the table `results/summary.json` and the plots from the
+results there are.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +115,7 @@ def summarize() -> None:
     table: list[dict[str, Any]] = []
     by_task: dict[str, dict[str, Any]] = {}
     for (task, method, rate, _), parts in _by_setting().items():
-        steps = np.array(parts[0]["steps"])
-        returns = np.concatenate([np.array(part["returns"]) for part in parts], axis=1)
+        steps, returns = join(parts)
         label = method.upper()
         if rate != _own_learning_rate(method):
             label = f"{label} at {rate:g}"
@@ -142,6 +144,36 @@ def summarize() -> None:
             f"{row['seeds']} seeds  IQM "
             f"{row['iqm']:7.0f} [{row['low']:.0f}, {row['high']:.0f}]"
         )
+
+
+def join(parts: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """The seeds of several records as one curve, at the steps of the first record.
+
+    Records of other evaluation steps are interpolated linearly in between; their last
+    evaluations stay as they are, for all records must end at the same step.
+
+    Args:
+      parts: records, each with `steps` [K], `returns` [K, N] and `seeds` [N].
+
+    Returns:
+      Steps `[K]` of the first record, and returns `[K, all seeds]`.
+
+    Raises:
+      ValueError: two records hold the same seed, or end at different steps.
+    """
+    seeds = [seed for part in parts for seed in part["seeds"]]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"records hold a seed twice: {sorted(seeds)}; remove one")
+    steps = np.array(parts[0]["steps"])
+    ends = {part["steps"][-1] for part in parts}
+    if len(ends) > 1:
+        raise ValueError(f"records end at different steps: {sorted(ends)}")
+    columns = [
+        np.interp(steps, part["steps"], column)
+        for part in parts
+        for column in np.array(part["returns"]).T
+    ]
+    return steps, np.stack(columns, axis=1)
 
 
 def _by_setting() -> dict[tuple[Any, ...], list[dict[str, Any]]]:

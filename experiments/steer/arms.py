@@ -27,7 +27,8 @@ from rlx.ops.control_tokens import Controls, Rated, prepended
 from rlx.ops.sequences import Sequences
 from rlx.types import Array, DataSource, Key, Method, Params
 
-BINS, STEPS, BATCH, EVERY, ROLLOUTS, CAPACITY = 5, 600, 64, 75, 1024, 2**15
+BINS, STEPS, BATCH, CAPACITY = 5, 400, 64, 2**14
+OFFLINE, EVERY, ROLLOUTS = 160, 40, 768
 RATE, WARMUP, CONTROL_RATE = 2e-3, 20, 3.0
 GROUP = 4
 """Answers to each prompt in GRPO."""
@@ -52,12 +53,12 @@ class Arm:
 ARMS = {
     "SFT, filtered": Arm("filtered", 1, 1),
     "STEER": Arm("filtered", online=True),
-    "STEER, offline": Arm("filtered"),
     "scalar word, online": Arm("filtered", 1, online=True),
-    "Quark": Arm("filtered", 1, online=True, quark=True),
-    "SFT, unfiltered": Arm("unfiltered", 1, 1),
+    "STEER, offline": Arm("filtered"),
     "STEER, no anti-expert": Arm("filtered, no anti-expert", online=True),
     "SFT, filtered, then GRPO": Arm("filtered", 1, 1, grpo=True),
+    "Quark": Arm("filtered", 1, online=True, quark=True),
+    "SFT, unfiltered": Arm("unfiltered", 1, 1),
     "one bin, online": Arm("filtered", 1, 1, online=True),
 }
 
@@ -108,6 +109,7 @@ def learn(
             capacity=CAPACITY,
             every=EVERY if arm.online else 0,
             rollouts=ROLLOUTS if arm.online else 0,
+            offline=OFFLINE if arm.online else 0,
             stop_token=language.END,
         ),
         source_style=asked.source_style,

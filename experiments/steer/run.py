@@ -1,10 +1,11 @@
-"""One world for each seed, all arms in it; each arm is written as it ends.
+"""All arms in one world, from several seeds; each arm is written as it ends.
 
     python -m experiments.steer.run --seeds 0 1 2
     python -m experiments.steer.run --seeds 0 --arms "STEER" "SFT, filtered"
 
-What is already in `results/seed_<n>.json` stays unless its arm is named. With
-`--kept FOLDER` the world of a seed and its texts are kept there for the next start.
+What is already in `results/seed_<n>.json` stays unless its arm is named. An arm is
+learned from all seeds before the next one; none is begun after `--minutes`. With
+`--kept FOLDER` the world and the texts of a seed are kept there for the next start.
 """
 
 from __future__ import annotations
@@ -31,24 +32,31 @@ from rlx.ops.sequences import Sequences
 from rlx.types import Key
 
 RESULTS = Path(__file__).parent / "results"
-BEST_OF = 8
+BEST_OF, WORLD = 8, 100
+PRODUCTS = {
+    "product of experts": (worlds.STRENGTH, worlds.NUCLEUS),
+    "product of experts, tuned": worlds.TUNED,
+}
+SIMPLE = ("copy", "the language itself", "paraphrase only", *PRODUCTS)
+ORDER = ("SFT, filtered", "STEER", *SIMPLE, *arms.ARMS)
 
 
 class Study:
-    """A seed's world, its data as it is needed, and its record."""
+    """A world, a seed's data as it is needed, and its record."""
 
-    def __init__(self, seed: int, folder: Path, kept: Path | None) -> None:
+    def __init__(self, seed: int, world: int, folder: Path, kept: Path | None) -> None:
         """Makes the world; reads what was recorded before."""
         self.path = folder / f"seed_{seed}.json"
-        self.kept = None if kept is None else kept / f"seed_{seed}"
+        self.kept = kept
+        self.prefix = f"seed {seed}"
         keys = jax.random.split(jax.random.key(seed), 5)
         self.keys = keys
-        self.world: World = self.keep("world", lambda: worlds.make(keys[0]))
+        self.world: World = self.keep(
+            f"world {world}", lambda: worlds.make(jax.random.key(world))
+        )
         self.asked: Asked = worlds.ask(keys[1], self.world, measure.INPUTS)
         self.data: dict[str, tuple[Rated, Asked]] = {}
-        self.record: dict[str, Any] = {"seed": seed, "arms": {}}
-        if self.path.exists():
-            self.record = json.loads(self.path.read_text())
+        self.seed, self.number = seed, world
 
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
         """What was made before, or else is made now."""
@@ -82,33 +90,37 @@ class Study:
             self.data[kind] = (rated, asked)
         return self.data[kind]
 
+    def record(self) -> dict[str, Any]:
+        """What is known by now; another process may write as well."""
+        if self.path.exists():
+            return json.loads(self.path.read_text())
+        return {"seed": self.seed, "world": self.number, "arms": {}}
+
     def write(self, name: str, found: dict[str, Any]) -> None:
         """Adds an arm to the record."""
-        words = ["--seeds", str(self.record["seed"])]
-        self.record["arms"][name] = found
-        records.write(self.path, {**records.origin("steer.run", words), **self.record})
-        print(f"seed {self.record['seed']}: {name}: V = {found['value']}", flush=True)
+        words = ["--seeds", str(self.seed), "--world", str(self.number)]
+        content = {**self.record(), **records.origin("steer.run", words)}
+        content["arms"][name] = found
+        records.write(self.path, content)
+        print(f"seed {self.seed}: {name}: V = {found['value']}", flush=True)
 
 
-def untrained(study: Study) -> None:
+def untrained(study: Study, name: str) -> None:
     """Rows without learning: copies, the language itself, products of experts."""
     world, asked = study.world, study.asked
-    simple = {
-        "copy": measure.copied(asked),
-        "the language itself": measure.perfect(study.key("language"), world, asked),
-        "paraphrase only": experts(study.key("paraphrase"), study, (0.0, 1.0)),
-    }
-    for name, rows in simple.items():
-        study.write(name, measure.report(world, rows, asked))
-    for name, numbers in (
-        ("product of experts", (worlds.STRENGTH, worlds.NUCLEUS)),
-        ("product of experts, tuned", worlds.TUNED),
-    ):
+    if name == "copy":
+        rows = measure.copied(asked)
+    elif name == "the language itself":
+        rows = measure.perfect(study.key("language"), world, asked)
+    elif name == "paraphrase only":
+        rows = experts(study.key("paraphrase"), study, (0.0, 1.0))
+    else:
         keys = jax.random.split(study.key(name), BEST_OF)
-        drawn = [experts(key, study, numbers) for key in keys]
-        study.write(f"{name}, 1", measure.report(world, drawn[0], asked))
+        drawn = [experts(key, study, PRODUCTS[name]) for key in keys]
         best = best_of(study, drawn)
         study.write(f"{name}, best of 8", measure.report(world, best, asked))
+        rows = drawn[0]
+    study.write(name, measure.report(world, rows, asked))
 
 
 def experts(key: Key, study: Study, numbers: tuple[float, float]) -> Sequences:
@@ -152,22 +164,29 @@ def main() -> None:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--world", type=int, default=WORLD)
     parser.add_argument("--arms", nargs="*", default=None)
     parser.add_argument("--folder", type=Path, default=RESULTS)
     parser.add_argument("--kept", type=Path, default=None)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--rate", type=float, default=arms.RATE)
     parser.add_argument("--control-rate", type=float, default=arms.CONTROL_RATE)
     parser.add_argument("--steps", type=int, default=arms.STEPS)
     given = parser.parse_args()
     options = arms.Options(given.rate, given.control_rate, given.steps)
-    for seed in given.seeds:
-        study = Study(seed, given.folder, given.kept)
-        if "copy" not in study.record["arms"]:
-            untrained(study)
-        wanted = [n for n in arms.ARMS if n not in study.record["arms"]]
-        for name in wanted if given.arms is None else given.arms:
-            trained(study, name, options)
-            jax.clear_caches()
+    begin = time.perf_counter()
+    studies = [
+        Study(seed, given.world, given.folder, given.kept) for seed in given.seeds
+    ]
+    for name in dict.fromkeys(ORDER if given.arms is None else given.arms):
+        for study in studies:
+            known = given.arms is None and name in study.record()["arms"]
+            if known or time.perf_counter() - begin > 60 * given.minutes:
+                continue
+            if name in SIMPLE:
+                untrained(study, name)
+            else:
+                trained(study, name, options)
 
 
 if __name__ == "__main__":

@@ -36,15 +36,15 @@ PAIRS = (
     (OURS, "one bin, online"),
     (OURS, "STEER, no anti-expert"),
     (OURS, "SFT, unfiltered"),
-    (OURS, "product of experts, 1"),
+    (OURS, "product of experts"),
     (OURS, "product of experts, best of 8"),
-    (OURS, "product of experts, tuned, 1"),
+    (OURS, "product of experts, tuned"),
     (OURS, "product of experts, tuned, best of 8"),
     (OURS, "SFT, filtered, then GRPO"),
     (OURS, "paraphrase only"),
     (OURS, "copy"),
     ("STEER, offline", "SFT, filtered"),
-    ("SFT, filtered", "product of experts, 1"),
+    ("SFT, filtered", "product of experts"),
 )
 
 

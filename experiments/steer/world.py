@@ -31,8 +31,7 @@ from rlx.ops.sequences import Sequences, joined
 from rlx.types import Array, Key, Params
 
 STYLES, LENGTH = 4, 20
-PAIRS, PARAPHRASER_STEPS, PARAPHRASER_RATE = 20_000, 800, 3e-3
-BATCH = 64
+PAIRS, PARAPHRASER_STEPS, PARAPHRASER_RATE, BATCH = 20_000, 800, 3e-3, 128
 CORPUS, SMOOTHING, NOISE = 2000, 0.1, 0.05
 SOURCES, DRAWS, KEPT = 1700, 4, 1250
 """Sources to rewrite in three other styles each, texts for each, texts kept a style."""

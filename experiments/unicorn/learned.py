@@ -16,12 +16,13 @@ from flax import struct
 
 from envs.conversation import unicorn as unicorn_env
 from experiments.unicorn import benchmark, rules
-from experiments.unicorn.benchmark import TURNS, MakeEnv
+from experiments.unicorn.benchmark import ACTIONS, LIST, TURNS, MakeEnv
 from experiments.unicorn.scoring import Act
 from rlx import train
 from rlx.data.prioritised import prioritised
 from rlx.data.replay import replay
 from rlx.methods import dqn, unicorn
+from rlx.ops import conversation
 from rlx.ops.catalogue import Catalogue
 from rlx.ops.conversation import Observation
 from rlx.types import (
@@ -53,13 +54,23 @@ class Arm:
     """No pruning of attributes."""
     alpha: float = 0.6
     """How much priorities count; 0: uniform replay."""
+    sharpness: float = 0.0
+    """Of the features' numbers, see `unicorn.graph`."""
+    nodes: int = 64
+    """Candidates that are nodes of the graph."""
+    actions: int = ACTIONS
+    """In a conversation; as released one fewer than the turns."""
+    few: int = 0
+    """With so many candidates or fewer the agent recommends by score when it is
+    scored; 10 as released."""
 
 
 ARMS = {
     "unicorn": Arm(),
     "features": Arm({"state_features": True, "action_features": True}),
     "state_features": Arm({"state_features": True}),
-    "as_coded": Arm(unicorn.AS_CODED, preference=True),
+    "sharp": Arm({"state_features": True, "action_features": True}, sharpness=5.0),
+    "as_coded": Arm(unicorn.AS_CODED, preference=True, few=LIST),
     "no_graph": Arm({"convolve": False}),
     "no_pruning": Arm(every_attribute=True),
     "preference": Arm(preference=True),
@@ -72,6 +83,11 @@ ARMS = {
     "uncentred": Arm({"centred": False}),
     "online_encoder": Arm({"target_encoder": False}),
     "rescaled_loss": Arm({"weigh_elements": False}),
+    "free_encoder": Arm({"clip_encoder": False}),
+    "few": Arm(few=LIST),
+    "fifteen": Arm(actions=TURNS),
+    "no_nodes": Arm(nodes=LIST),
+    "more_nodes": Arm(nodes=256),
 }
 """UNICORN, with features that the paper's state lacks, its ablations, and what the
 released code does otherwise, one by one."""
@@ -92,12 +108,15 @@ def unicorn_parts(
     """UNICORN; `steps` are gradient steps."""
     rules_of = benchmark.options(
         catalogue,
+        arm.actions,
         num_questions=catalogue.num_questions if arm.every_attribute else QUESTIONS,
         questions_by="preference" if arm.preference else "entropy",
+        num_nodes=arm.nodes,
     )
 
     def make_env(about: Catalogue) -> Env:
-        return unicorn_env.make(about, rules_of, "conversation/lastfm_graph")
+        name = "conversation/lastfm_graph"
+        return unicorn_env.make(about, rules_of, name, arm.sharpness)
 
     env = make_env(catalogue)
     method = unicorn.make(env.spec, config)
@@ -113,7 +132,28 @@ def unicorn_parts(
         alpha=arm.alpha,
         beta_steps=steps,
     )
-    return Parts(method, source, make_env, greedy(method))
+    act = greedy(method)
+    if arm.few:
+        act = ending(act, arm.few)
+    return Parts(method, source, make_env, act)
+
+
+def ending(act: Act, few: int) -> Act:
+    """Recommends by score where `few` candidates or fewer are left.
+
+    `few` is smaller than the number of nodes.
+    """
+
+    def changed(params: Params, seen: unicorn.GraphState, key: Key) -> unicorn.Choice:
+        chosen = act(params, seen, key)
+        end = jnp.sum(seen.items >= 0, axis=-1) <= few
+        return unicorn.Choice(
+            attribute=jnp.where(end, -1, chosen.attribute),
+            items=jnp.where(end[..., None], seen.item_actions, chosen.items),
+            index=jnp.where(end, 0, chosen.index),
+        )
+
+    return changed
 
 
 def greedy(method: Method) -> Act:
@@ -135,9 +175,9 @@ class Told:
     """`int32[TURNS]`: 1 accepted, -1 rejected, -2 a list that missed, 0 yet to come."""
 
 
-def told(catalogue: Catalogue) -> Env:
+def told(catalogue: Catalogue, questions: int = 0) -> Env:
     """Conversations whose observations, and states, remember what happened."""
-    env = benchmark.plain(catalogue)
+    env = benchmark.plain(catalogue, questions)
 
     def reset(key: Key) -> tuple[tuple[PyTree, Told], Told]:
         state, seen = env.reset(key)
@@ -157,46 +197,67 @@ def told(catalogue: Catalogue) -> Env:
     return Env(reset, step, env.spec)
 
 
-def numbers(catalogue: Catalogue, now: Told) -> Array:
-    """What SCPR's two-action policy sees: the history, and bits of |C|."""
+def numbers(catalogue: Catalogue, now: Told, sharpness: float = 0.0) -> Array:
+    """What SCPR's two-action policy sees: the history, and bits of |C|.
+
+    Where `sharpness` is not 0 also the share of the best list, by weights that sharp.
+    """
     count = jnp.maximum(now.seen.num_candidates, 1).astype(jnp.float32)
     size = jnp.ceil(jnp.log2(count)).astype(jnp.int32)
     bits = jax.nn.one_hot(size, width(catalogue) - TURNS)
-    return jnp.concatenate([now.history.astype(jnp.float32), bits])
+    found = jnp.concatenate([now.history.astype(jnp.float32), bits])
+    if not sharpness:
+        return found
+    scores = conversation.scores(catalogue, now.seen)
+    weights = conversation.weights(scores, now.seen.candidate, sharpness)
+    best = jnp.sum(jax.lax.top_k(weights, LIST)[0]) / jnp.sum(weights)
+    return jnp.append(found, best)
 
 
 def width(catalogue: Catalogue) -> int:
-    """Of `numbers`."""
+    """Of `numbers` without a sharpness."""
     return TURNS + (catalogue.num_items - 1).bit_length() + 1
 
 
-def scpr_env(catalogue: Catalogue) -> Env:
+def scpr_env(catalogue: Catalogue, sharpness: float = 0.0) -> Env:
     """SCPR's view: 0 asks for the greatest weighted entropy, 1 recommends."""
-    env = told(catalogue)
+    env = told(catalogue, questions=1)
     ask = rules.threshold(catalogue, 0)
 
     def reset(key: Key) -> tuple[PyTree, Array]:
         state, now = env.reset(key)
-        return state, numbers(catalogue, now)
+        return state, numbers(catalogue, now, sharpness)
 
     def step(state: tuple[PyTree, Told], action: Array, key: Key) -> tuple[Any, Step]:
         seen = jax.tree.map(lambda x: x[None], state[1].seen)
         slot = jnp.where(action == 0, ask((), seen, key)[0], rules.RECOMMEND)
         state, new = env.step(state, slot, key)
-        return state, new.replace(observation=numbers(catalogue, new.observation))
+        seen = numbers(catalogue, new.observation, sharpness)
+        return state, new.replace(observation=seen)
 
-    spec = dataclasses.replace(
-        env.spec, observation=Box((width(catalogue),)), action=Discrete(2)
-    )
+    size = width(catalogue) + bool(sharpness)
+    spec = dataclasses.replace(env.spec, observation=Box((size,)), action=Discrete(2))
     return Env(reset, step, spec)
 
 
-def scpr_parts(catalogue: Catalogue, num_minibatches: int, steps: int) -> Parts:
+def scpr_parts(
+    catalogue: Catalogue, num_minibatches: int, steps: int, sharpness: float = 0.0
+) -> Parts:
     """SCPR-like (Lei et al. 2020, https://arxiv.org/abs/2007.00194).
 
     A DQN chooses between asking for the greatest weighted entropy and recommending.
+
+    Args:
+      catalogue: its interactions are learned from.
+      num_minibatches: gradient steps for each step of the conversations.
+      steps: gradient steps in all.
+      sharpness: see `numbers`; 0 in the published method.
     """
-    env = scpr_env(catalogue)
+
+    def make_env(about: Catalogue) -> Env:
+        return scpr_env(about, sharpness)
+
+    env = make_env(catalogue)
     config = dqn.Config(
         hidden_sizes=(64, 64),
         gamma=0.999,
@@ -217,23 +278,24 @@ def scpr_parts(catalogue: Catalogue, num_minibatches: int, steps: int) -> Parts:
         capacity=NUM_ENVS * 780,
         warmup=NUM_ENVS * 10,
     )
-    return Parts(method, source, scpr_env, greedy(method))
+    return Parts(method, source, make_env, greedy(method))
 
 
 def trained(
     parts: Parts,
     seed: int,
     iterations: int,
-    each: int,
+    points: int,
     report: Callable[[int, LearnerState], None],
 ) -> LearnerState:
-    """The learner after `iterations`; `report(iteration, learner)` after every `each`.
+    """The learner after `iterations`; `report(iteration, learner)` at all `points`.
 
     Raises:
-      ValueError: `iterations` is no multiple of `each`.
+      ValueError: `iterations` is no multiple of `points`.
     """
-    if iterations % each:
-        raise ValueError(f"{iterations} iterations are no multiple of {each}")
+    if iterations % points:
+        raise ValueError(f"{iterations} iterations are no multiple of {points}")
+    each = iterations // points
     method, source = parts.method, parts.source
     state = jax.jit(lambda key: train.init(method, source, key))(jax.random.key(seed))
     advance = jax.jit(

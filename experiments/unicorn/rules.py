@@ -76,11 +76,7 @@ def lookahead(catalogue: Catalogue, lists: int, sharpness: float = 0.0) -> Act:
 
     def one(seen: Observation) -> Array:
         scores = conversation.scores(catalogue, seen)
-        weights = jax.nn.sigmoid(scores)
-        if sharpness:
-            best = jnp.max(jnp.where(seen.candidate, scores, -jnp.inf))
-            weights = jnp.exp(sharpness * (scores - best))
-        weights = jnp.where(seen.candidate, weights, 0.0)
+        weights = conversation.weights(scores, seen.candidate, sharpness)
         order = jnp.argsort(-weights)
         weights = (weights / jnp.sum(weights))[order][None]
         ids = seen.action_ids[ASK : ASK + QUESTIONS] - catalogue.num_items

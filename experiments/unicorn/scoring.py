@@ -38,9 +38,11 @@ def player(
 ) -> Callable[[Any, np.ndarray, Key], Outcomes]:
     """`(params, pairs int[N, 2], key) -> Outcomes`, compiled once.
 
-    Conversations are held `chunk` at a time; N is cut to a multiple of it.
+    Conversations are held `chunk` at a time; N is cut to a multiple of it. Openings
+    follow from pairs and key alone: those of two policies are the same.
     """
     env = make_env(catalogue)
+    actions = env.spec.time_limit or ACTIONS
     step = jax.vmap(lambda state, action: env.step(state, action, None))
 
     def begin(pair: Array, key: Key) -> tuple[PyTree, PyTree]:
@@ -64,7 +66,7 @@ def player(
 
         none = jnp.zeros((chunk,), jnp.int32)
         carry = (state, seen, none > 0, none - 1, none, none)
-        steps = (jnp.arange(ACTIONS), jax.random.split(key, ACTIONS))
+        steps = (jnp.arange(actions), jax.random.split(key, actions))
         (*_, action, rank, questions), _ = jax.lax.scan(turn, carry, steps)
         return action, rank, questions
 
@@ -92,7 +94,11 @@ def success_by_turn(outcomes: Outcomes) -> list[float]:
 
 
 def scores(outcomes: Outcomes) -> dict[str, Any]:
-    """SR@15, AT, hDCG with 95 % intervals over conversations."""
+    """SR@15, AT, hDCG with 95 % intervals over conversations.
+
+    `found_with` has a sign for each conversation: the successful action, from 0, as a
+    hexadecimal digit, or "-".
+    """
     won = outcomes.action >= 0
     low, high = statistics.wilson_interval(int(won.sum()), len(won))
     turns = np.where(won, outcomes.action + 1, TURNS)
@@ -108,6 +114,7 @@ def scores(outcomes: Outcomes) -> dict[str, Any]:
         "questions": float(outcomes.questions.mean()),
         "by_turn": success_by_turn(outcomes),
         "conversations": len(won),
+        "found_with": "".join("-" if t < 0 else f"{t:x}" for t in outcomes.action),
     }
 
 

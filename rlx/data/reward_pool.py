@@ -15,7 +15,7 @@ https://arxiv.org/abs/2311.07167.
     spec = rlx.generation.controlled.decoder(config, params, controls, key, sampling)
     state, metrics = train.run(steer.make(spec), source, state, 1000)
 
-Every `every` batches, not before the first one, the policy answers `rollouts` prompts
+Every `every` batches, after the first `offline`, the policy answers `rollouts` prompts
 behind the best words of random styles; the answers are rated and put into the pool, all
 of which is binned anew, exactly. With `every=0` nothing is ever added: the offline
 phase alone. The whole pool is part of the state of a run and of its checkpoints.
@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx.data.prompts import Prompts
-from rlx.ops import reward_pool
+from rlx.ops import reward_pool as pools
 from rlx.ops.control_tokens import Controlled, Controls, Rated, prepended
 from rlx.ops.reward_pool import KEEPS, Pool
 from rlx.ops.sequences import Sequences, joined
@@ -65,6 +65,8 @@ class Settings:
     """Batches between rounds of fresh texts; 0: never."""
     rollouts: int = 0
     """Fresh texts in a round."""
+    offline: int = 0
+    """Batches before the first round, for words that shall first be understood."""
     keep: str = "reservoir"
     """Or "ring"."""
     balanced: bool = False
@@ -81,7 +83,7 @@ class Settings:
                 f"batch_size={self.batch_size} and capacity={self.capacity} must be "
                 "positive"
             )
-        if min(self.every, self.rollouts) < 0 or bool(self.every) != bool(
+        if min(self.every, self.rollouts, self.offline) < 0 or bool(self.every) != bool(
             self.rollouts
         ):
             raise ValueError(
@@ -128,10 +130,10 @@ def pool(
         def init(key: Key, policy: Policy) -> Pool:
             del policy
             everything = jnp.ones(first.style.shape, bool)
-            new = reward_pool.empty(first, controls, settings.capacity)
-            new = reward_pool.insert(new, first, everything, key, settings.keep)
+            new = pools.empty(first, controls, settings.capacity)
+            new = pools.insert(new, first, everything, key, settings.keep)
             new = new.replace(latest=jnp.mean(first.metrics, axis=0))
-            return reward_pool.binned(new, controls, settings.ties)
+            return pools.binned(new, controls, settings.ties)
 
         def fresh(policy: Policy, key: Key) -> tuple[Rated, Array]:
             prompt_key, style_key, answer_key = jax.random.split(key, 3)
@@ -154,10 +156,8 @@ def pool(
             rating = jnp.where(good[:, None], new.metrics, 0.0)
             latest = jnp.sum(rating, axis=0) / jnp.maximum(jnp.sum(good), 1)
             new = new.replace(metrics=rating)
-            state = reward_pool.insert(state, new, good, insert_key, settings.keep)
-            state = reward_pool.binned(
-                state.replace(latest=latest), controls, settings.ties
-            )
+            state = pools.insert(state, new, good, insert_key, settings.keep)
+            state = pools.binned(state.replace(latest=latest), controls, settings.ties)
             bad = jnp.where(jnp.all(good), -1, which[jnp.argmin(good)])
             return state, bad.astype(jnp.int32)
 
@@ -167,16 +167,15 @@ def pool(
             grow_key, draw_key = jax.random.split(key)
             bad = jnp.int32(-1)
             if settings.every:
-                due = (state.batches > 0) & (state.batches % settings.every == 0)
+                due = state.batches >= max(settings.offline, 1)
+                due = due & (state.batches % settings.every == 0)
                 state, bad = jax.lax.cond(
                     due,
                     lambda state: grown(state, policy, grow_key),
                     lambda state: (state, jnp.int32(-1)),
                     state,
                 )
-            chosen = reward_pool.draw(
-                state, draw_key, settings.batch_size, settings.balanced
-            )
+            chosen = pools.draw(state, draw_key, settings.batch_size, settings.balanced)
             rows = jax.tree.map(lambda x: x[chosen], state.rows)
             words = controls.tokens(rows.style, state.bins[chosen])
             rating = jnp.where(bad >= 0, jnp.nan, rows.metrics)

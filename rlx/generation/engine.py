@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlx.generation import paged_cache, speakers
+from rlx.generation import page_table, paged_cache, speakers
 from rlx.generation.paged_attention import decode_xla
 from rlx.generation.paged_cache import Cache
 from rlx.generation.sparse import Plan, Sparse, plan
@@ -107,16 +107,16 @@ def begin(
     Returns:
       The cache, and `int32[prompts, samples, J]`.
     """
-    columns = paged_cache.pages_for(room, made)
+    columns = page_table.pages_for(room, made)
     whole = 0 if samples == 1 else (room - max_tokens) // made.sparse.page_size
     # A shorter prompt shares fewer pages, and its answers begin in earlier ones.
-    own = min(columns, paged_cache.pages_for(max_tokens, made) + 1)
+    own = min(columns, page_table.pages_for(max_tokens, made) + 1)
     own = columns if samples == 1 else own
     each = whole + samples * own
     cache = paged_cache.init(made, prompts * samples, room, max(prompts * each, 1))
     free = jnp.arange(prompts * each, dtype=jnp.int32).reshape(prompts, each)
     table = jax.vmap(
-        lambda free, length: paged_cache.allot(
+        lambda free, length: page_table.allot(
             made, free, length, max_tokens, samples, columns
         )
     )(free, length)
@@ -143,7 +143,7 @@ def read_prompts(
       cache: its rows from `row` on are overwritten.
       tokens: `int32[B, S]`, padded on the right.
       length: `int32[B]`.
-      table: `int32[B, samples, J]` where they go, of `paged_cache.allot`.
+      table: `int32[B, samples, J]` where they go, of `page_table.allot`.
       row: the first row.
     """
     config, samples = made.config, table.shape[1]
@@ -310,14 +310,14 @@ def step(
             new = _only(keys, retrieval), _only(values, retrieval)
             pages[i] = paged_cache.write_token(made, pages[i], cache, *new, alive)
             asked = _only(queries, retrieval)
-            found, pages[i] = _read_pages(made, pages[i], cache, asked)
+            found, pages[i] = read_pages(made, pages[i], cache, asked)
             mixed.append(found)
         if len(streaming):
             new = _only(keys, streaming), _only(values, streaming)
             rings[i] = paged_cache.write_token_ring(
                 made, rings[i], cache.length, *new, alive
             )
-            mixed.append(_read_ring(rings[i], _only(queries, streaming), seen))
+            mixed.append(read_ring(rings[i], _only(queries, streaming), seen))
         together = _only(jnp.concatenate(mixed, axis=1), made.order[i])
         flat = together.reshape(len(token), 1, config.num_heads, -1)
         x = transformer.after_attention(config, weights, x, flat)
@@ -332,7 +332,7 @@ def step(
     return transformer.logits(config, params, x), cache
 
 
-def _read_pages(
+def read_pages(
     made: Plan, pages: paged_cache.Pages, cache: Cache, queries: Array
 ) -> tuple[Array, paged_cache.Pages]:
     """`[R, K_r, g, d]` over the pages chosen now, and the pages with that choice."""
@@ -355,7 +355,7 @@ def _read_pages(
     return found, pages.replace(chosen=chosen)
 
 
-def _read_ring(ring: paged_cache.Ring, queries: Array, seen: Array) -> Array:
+def read_ring(ring: paged_cache.Ring, queries: Array, seen: Array) -> Array:
     """`[R, K_s, g, d]` over a ring, whose slots `bool[R, C]` hold a token or not."""
     carry = blockwise.nothing(queries.shape)
     seen = seen[:, None, None]

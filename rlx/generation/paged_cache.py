@@ -15,12 +15,12 @@ K_r retrieval and K_s streaming heads of a layer, d head width, P tokens of a pa
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from rlx.generation.page_table import NOWHERE, pages_for
 from rlx.generation.sparse import Plan
 from rlx.ops import paged
 from rlx.types import Array
@@ -70,15 +70,6 @@ class Cache:
     """`int32[R]` tokens of each row."""
     since: Array
     """`int32[R]` tokens since its prompt."""
-
-
-Count = TypeVar("Count", int, Array)
-"""One number, or `int32[...]`."""
-
-
-def pages_for(tokens: Count, plan: Plan) -> Count:
-    """Pages that so many tokens fill."""
-    return -(-tokens // plan.sparse.page_size)
 
 
 def init(plan: Plan, rows: int, length: int, pool: int) -> Cache:
@@ -133,57 +124,6 @@ def _empty_ring(plan: Plan, heads: int, rows: int) -> Ring:
     return Ring(jnp.zeros(shape, kind), jnp.zeros(shape, kind))
 
 
-# ---------------------------------------------------------------------------- the pool
-
-
-def shares(plan: Plan, length: Count, room: int, samples: int) -> tuple[Count, Count]:
-    """Pages that a prompt's answers share, and pages that each has for itself.
-
-    Whole pages of the prompt are shared; the page in which it ends and those of the
-    answer are not.
-
-    Args:
-      plan: of the engine.
-      length: of the prompt.
-      room: tokens that an answer may add.
-      samples: answers.
-
-    Returns:
-      Two counts; a prompt needs the first plus `samples` times the second.
-    """
-    shared = 0 if samples == 1 else 1
-    whole = shared * (length // plan.sparse.page_size)
-    return whole, pages_for(length + room, plan) - whole
-
-
-def allot(
-    plan: Plan, free: Array, length: Array, room: int, samples: int, columns: int
-) -> Array:
-    """A table for the answers to one prompt, out of free pages.
-
-    Args:
-      plan: of the engine.
-      free: `int32[M]` free pages of the pool, as many as needed or more.
-      length: `int32[]` of the prompt.
-      room: tokens that an answer may add.
-      samples: answers.
-      columns: J.
-
-    Returns:
-      `int32[samples, J]`; 2^30 where a row has no page.
-    """
-    whole, own = shares(plan, length, room, samples)
-    page = jnp.arange(columns, dtype=jnp.int32)[None]
-    row = jnp.arange(samples, dtype=jnp.int32)[:, None]
-    index = jnp.where(page < whole, page, whole + row * own + page - whole)
-    found = free[jnp.minimum(index, free.shape[0] - 1)]
-    return jnp.where(page < whole + own, found, NOWHERE)
-
-
-NOWHERE = 2**30
-"""A page of no pool: what is written there is dropped."""
-
-
 # ----------------------------------------------------------------------- whole prompts
 
 
@@ -204,7 +144,7 @@ def write_prompt(
       keys: `[B, K_r, S, d]`, prompts padded on the right.
       values: `[B, K_r, S, d]`.
       length: `int32[B]`.
-      table: `int32[B, samples, J]`, of `allot`.
+      table: `int32[B, samples, J]`, of `page_table.allot`.
       row: where the first of the B times `samples` rows is, which follow each other.
     """
     sparse = plan.sparse

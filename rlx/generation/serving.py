@@ -4,7 +4,7 @@ Yu et al. 2022 (Orca), https://www.usenix.org/conference/osdi22/presentation/yu,
 the pages of Kwon et al. 2023, https://arxiv.org/abs/2309.06180. In lockstep
 (`rlx.generation.speakers.sampler`) a batch waits for its longest answer; here whoever
 has ended makes room for the next prompt, all within one compiled loop. Pages for the
-whole answer are set aside when a prompt comes in, so that none is ever thrown out again.
+whole answer are set aside when a prompt comes in, so that none is thrown out again.
 
 Every answer draws with a key of its own: what is said does not depend on the number of
 slots, on the pool, or on who else is being served.
@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rlx.generation import engine, paged_cache, speakers
-from rlx.generation.paged_cache import NOWHERE, Cache
+from rlx.generation import engine, page_table, paged_cache, speakers
+from rlx.generation.page_table import NOWHERE
+from rlx.generation.paged_cache import Cache
 from rlx.generation.sampling import Generated, Sampler, Sampling, draw
 from rlx.generation.sparse import Plan, Sparse, plan
 from rlx.networks import transformer
@@ -147,7 +148,7 @@ def _pool(
     most = max(
         whole + samples * own
         for whole, own in (
-            paged_cache.shares(made, size, options.max_tokens, samples)
+            page_table.shares(made, size, options.max_tokens, samples)
             for size in range(shortest, length + 1)
         )
     )
@@ -193,7 +194,7 @@ def _can_admit(job: _Job, state: Serving) -> tuple[Array, Array]:
     last = job.length.shape[0] - 1
     length = job.length[jnp.minimum(state.following, last)]
     samples = state.alive.shape[1]
-    whole, own = paged_cache.shares(job.made, length, job.options.max_tokens, samples)
+    whole, own = page_table.shares(job.made, length, job.options.max_tokens, samples)
     enough = whole + samples * own <= jnp.sum(unused)
     waiting = state.following <= last
     return waiting & enough & jnp.any(_idle(state)), free.astype(jnp.int32)
@@ -212,7 +213,7 @@ def _admit(job: _Job, state: Serving, free: Array) -> Serving:
         jax.lax.dynamic_index_in_dim(x, state.following, keepdims=True)
         for x in (job.tokens, job.length)
     )
-    table = paged_cache.allot(
+    table = page_table.allot(
         job.made,
         free,
         length[0],
@@ -282,14 +283,14 @@ def _said(job: _Job, state: Serving, logits: Array, where: Array) -> Serving:
         count=count,
         found=found,
     )
-    done = ~_idle(state) & ~jnp.any(state.alive, axis=1)
-    return jax.lax.cond(jnp.any(done), _released, lambda state, _: state, state, done)
+    ended = ~_idle(state) & ~jnp.any(state.alive, axis=1)
+    return jax.lax.cond(jnp.any(ended), _released, lambda state, _: state, state, ended)
 
 
-def _released(state: Serving, done: Array) -> Serving:
-    """Slots that are done give their pages back and wait for a prompt."""
+def _released(state: Serving, ended: Array) -> Serving:
+    """Slots that are ended give their pages back and wait for a prompt."""
     cache, samples = state.cache, state.alive.shape[1]
-    rows = jnp.repeat(done, samples)[:, None]
+    rows = jnp.repeat(ended, samples)[:, None]
     pages = jnp.where(rows, cache.table, NOWHERE)
     cache = cache.replace(
         table=jnp.where(rows, NOWHERE, cache.table),
@@ -297,5 +298,5 @@ def _released(state: Serving, done: Array) -> Serving:
     )
     prompts = state.found.tokens.shape[0]
     return dataclasses.replace(
-        state, cache=cache, request=jnp.where(done, prompts, state.request)
+        state, cache=cache, request=jnp.where(ended, prompts, state.request)
     )

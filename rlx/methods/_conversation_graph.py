@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from rlx.methods._conversation import GraphState, Knowledge, graph_state
 from rlx.ops import catalogue as links_lib
-from rlx.ops import conversation
+from rlx.ops import conversation, recommendation
 from rlx.ops.catalogue import Catalogue, Dense
 from rlx.ops.conversation import ConversationSpec, Observation
 from rlx.types import Array
@@ -52,20 +52,27 @@ def require_binary(catalogue: Catalogue) -> None:
         )
 
 
-def graph(spec: ConversationSpec, seen: Observation) -> GraphState:
+def graph(
+    spec: ConversationSpec, seen: Observation, sharpness: float = 0.0
+) -> GraphState:
     """The graph of a conversation; no batch axis.
 
     Args:
       spec: of the conversation.
       seen: what was said, and what follows from it.
+      sharpness: `features` and `action_features` take a candidate to be what the user
+        wants with probability ∝ exp(sharpness · score); 0: ∝ σ(score), the weight of
+        its edge. Edges are the same in any case.
     """
     catalogue, pruning = spec.catalogue, spec.pruning
     asked = slice(pruning.num_items, None)
     there = seen.action_mask[asked]
     attributes = jnp.where(there, seen.action_ids[asked] - catalogue.num_items, -1)
     scores = conversation.scores(catalogue, seen)
-    weights = jnp.where(seen.candidate, jax.nn.sigmoid(scores), 0.0)
+    weights = conversation.weights(scores, seen.candidate, sharpness)
     total = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
+    known = jnp.where(seen.item_mask, weights[seen.item_ids], 0.0)
+    best = jnp.sum(known[: pruning.list_size]) / total
     return graph_state(
         seen.user,
         seen.accepted_order,
@@ -75,20 +82,19 @@ def graph(spec: ConversationSpec, seen: Observation) -> GraphState:
         counts=lambda rows: links_lib.attribute_totals(catalogue.links, rows),
         num_items=pruning.num_nodes,
         num_actions=pruning.num_items,
-        features=_features(spec, seen, total),
-        action_features=_action_features(spec, seen, attributes, weights / total),
+        features=_features(spec, seen, best),
+        action_features=_action_features(spec, seen, attributes, weights, sharpness),
     )
 
 
-def _features(spec: ConversationSpec, seen: Observation, total: Array) -> Array:
-    """`[F]`: bits of |C|, the turn, shares of answers, how much the best items weigh.
+def _features(spec: ConversationSpec, seen: Observation, best: Array) -> Array:
+    """`[F]`: bits of |C|, the turn, shares of answers, the share of the best list.
 
     The first two as 0 and 1, one place for each value.
     """
     size = jnp.ceil(jnp.log2(jnp.maximum(seen.num_candidates, 1).astype(jnp.float32)))
     turns = _turns(spec)
     counts = jnp.stack([jnp.sum(seen.accepted), jnp.sum(seen.rejected)]) / turns
-    best = jnp.sum(seen.item_weight[: spec.pruning.list_size]) / total
     return jnp.concatenate(
         [
             jax.nn.one_hot(size.astype(jnp.int32), _bits(spec.catalogue)),
@@ -100,7 +106,11 @@ def _features(spec: ConversationSpec, seen: Observation, total: Array) -> Array:
 
 
 def _action_features(
-    spec: ConversationSpec, seen: Observation, attributes: Array, shares: Array
+    spec: ConversationSpec,
+    seen: Observation,
+    attributes: Array,
+    weights: Array,
+    sharpness: float,
 ) -> Array:
     """`[K + L, 3]`: whether an item, its weight or an attribute's share, and entropy.
 
@@ -108,15 +118,21 @@ def _action_features(
       spec: of the conversation.
       seen: the conversation.
       attributes: `int32[L]`, -1 where there is none.
-      shares: `[I]` weights of the candidates over their sum.
+      weights: `[I]` of the candidates, 0 of other items.
+      sharpness: of these; where it is not 0, items have their share of all weight.
     """
     first = spec.pruning.num_items
-    weights = seen.item_weight[:first]
+    total = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
+    shares = weights / total
     there, ids = attributes >= 0, jnp.maximum(attributes, 0)
-    likely = links_lib.attribute_totals(spec.catalogue.links, shares)[ids]
+    likely = links_lib.attribute_totals(spec.catalogue.links, shares)
+    own, entropy = seen.item_weight[:first], seen.entropy
+    if sharpness:
+        own = jnp.where(seen.item_mask, shares[seen.item_ids], 0.0)[:first]
+        entropy = recommendation.binary_entropy(likely)
     zeros = jnp.zeros((first,))
-    items = jnp.stack([zeros + 1, weights, zeros], axis=1)
-    asked = jnp.stack([jnp.zeros(ids.shape), likely, seen.entropy[ids]], axis=1)
+    items = jnp.stack([zeros + 1, own, zeros], axis=1)
+    asked = jnp.stack([jnp.zeros(ids.shape), likely[ids], entropy[ids]], axis=1)
     return jnp.concatenate([items, jnp.where(there[:, None], asked, 0.0)])
 
 

@@ -64,12 +64,16 @@ __all__ = [
 
 @struct.dataclass
 class Cache:
-    """Keys and values of the tokens seen so far."""
+    """Keys and values of the tokens seen so far.
+
+    Sequences and their heads share one axis: a product over two would be reshaped to
+    one over one, and XLA would copy the whole cache for it in every step of a loop.
+    """
 
     keys: Array
-    """`[layers, B, K, L, d]`."""
+    """`[layers, B K, L, d]`."""
     values: Array
-    """`[layers, B, K, L, d]`."""
+    """`[layers, B K, L, d]`."""
     valid: Array
     """`bool[B, L]` which slots hold a real token."""
     length: Array
@@ -142,9 +146,10 @@ def hidden(
         weights, old = now
         queries, keys, values = queries_keys_values(config, weights, x, positions)
         if old is not None:
-            corner = (0, 0, filled, 0)
             keys, values = (
-                jax.lax.dynamic_update_slice(o, n.astype(o.dtype), corner)
+                jax.lax.dynamic_update_slice_in_dim(
+                    o, n.reshape(-1, *n.shape[2:]).astype(o.dtype), filled, axis=1
+                )
                 for o, n in zip(old, (keys, values), strict=True)
             )
         mixed = mix(queries, keys, values)
@@ -172,6 +177,9 @@ def _attention(cached: bool, size: int, filled: Array, valid: Array) -> Any:
 
         def blocks(queries: Array, keys: Array, values: Array) -> Array:
             queries = jnp.swapaxes(queries, 1, 2)
+            keys, values = (
+                x.reshape(len(queries), -1, *x.shape[1:]) for x in (keys, values)
+            )
             mixed = blockwise.attention(queries, keys, values, valid, begin=filled)
             return jnp.swapaxes(mixed, 1, 2)
 
@@ -211,9 +219,14 @@ def unstacked(params: Params, cache: Cache) -> tuple[Params, Cache]:
 
 def repeated(cache: Cache, times: int) -> Cache:
     """Each sequence `times` times, one copy after the other."""
+
+    def each(x: Array) -> Array:
+        rows = x.reshape(len(x), len(cache.valid), -1, *x.shape[2:])
+        return jnp.repeat(rows, times, axis=1).reshape(len(x), -1, *x.shape[2:])
+
     return Cache(
-        keys=jnp.repeat(cache.keys, times, axis=1),
-        values=jnp.repeat(cache.values, times, axis=1),
+        keys=each(cache.keys),
+        values=each(cache.values),
         valid=jnp.repeat(cache.valid, times, axis=0),
         length=cache.length,
         position=jnp.repeat(cache.position, times, axis=0),
@@ -222,7 +235,8 @@ def repeated(cache: Cache, times: int) -> Cache:
 
 def init_cache(config: Config, batch: int, length: int) -> Cache:
     """An empty cache with `length` slots for each of `batch` sequences."""
-    shape = (config.num_layers, batch, config.kv_heads, length, config.head_size)
+    heads = batch * config.kv_heads
+    shape = (config.num_layers, heads, length, config.head_size)
     return Cache(
         keys=jnp.zeros(shape, config.dtype),
         values=jnp.zeros(shape, config.dtype),

@@ -159,23 +159,28 @@ def attention(queries: Array, keys: Array, values: Array, seen: Array) -> Array:
 
     Args:
       queries: `[B, S, H, d]`.
-      keys: `[B, K, L, d]`; head h reads that of h K / H.
-      values: `[B, K, L, d]`.
+      keys: `[B, K, L, d]`, or `[B K, L, d]`; head h reads that of h K / H.
+      values: as `keys`.
       seen: `bool[B, S, L]`.
 
     Returns:
       `[B, S, H, d]`.
     """
-    *lead, heads, size = queries.shape
-    groups = keys.shape[1]
-    grouped = queries.reshape(*lead, groups, heads // groups, size)
+    batch, size, heads, width = queries.shape
+    keys, values = (x.reshape(-1, *x.shape[-2:]) for x in (keys, values))
+    groups = keys.shape[0] // batch
+    grouped = queries.reshape(batch, size, groups, heads // groups, width)
+    grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(len(keys), -1, width)
     scores = jnp.einsum(
-        "bskgd,bkld->bkgsl", grouped, keys, preferred_element_type=jnp.float32
+        "nqd,nld->nql", grouped, keys, preferred_element_type=jnp.float32
     )
-    scores = jnp.where(seen[:, None, None], scores / math.sqrt(size), MASKED)
+    scores = scores.reshape(batch, groups, heads // groups, size, -1)
+    scores = jnp.where(seen[:, None, None], scores / math.sqrt(width), MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    mixed = jnp.einsum("bkgsl,bkld->bskgd", weights, values)
-    return mixed.reshape(*lead, heads, size)
+    weights = weights.reshape(*grouped.shape[:-1], -1)
+    mixed = jnp.einsum("nql,nld->nqd", weights, values)
+    mixed = mixed.reshape(batch, groups, heads // groups, size, width)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
 
 
 def after_attention(config: Config, layer: Params, x: Array, mixed: Array) -> Array:

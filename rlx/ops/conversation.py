@@ -243,6 +243,28 @@ def scores(catalogue: Catalogue, dialogue: Dialogue | Observation) -> Array:
     )
 
 
+def weights(scores: Array, candidate: Array, sharpness: float = 0.0) -> Array:
+    """How likely each item is to be what the user wants, up to a factor.
+
+    σ(score), as UNICORN weighs (equation 5), or exp(sharpness · score), the greatest
+    being 1; 0 for items that are no candidates.
+
+    Args:
+      scores: `float32[NI]`.
+      candidate: bool `[NI]` C.
+      sharpness: 0 means σ(score).
+
+    Returns:
+      `float32[NI]`.
+    """
+    found = jax.nn.sigmoid(scores)
+    if sharpness:
+        best = jnp.max(jnp.where(candidate, scores, -jnp.inf))
+        # Of no candidates the best is -inf.
+        found = jnp.exp(sharpness * jnp.minimum(scores - best, 0.0))
+    return jnp.where(candidate, found, 0.0)
+
+
 def questions(
     catalogue: Catalogue, weight: Array, candidate: Array, known: Array
 ) -> tuple[Array, Array]:

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from rlx.ops.squashing import log_det_tanh
 from rlx.ops.values import value_of_action
 from rlx.types import Array, Key
 
@@ -228,7 +229,7 @@ class TanhGaussian:
         Raises:
           AssertionError: shapes differ.
         """
-        return self.base.log_prob(raw) - _log_det_tanh(raw)
+        return self.base.log_prob(raw) - log_det_tanh(raw)
 
     def action_from_raw(self, raw: Array) -> Array:
         """tanh(raw)."""
@@ -252,13 +253,13 @@ class TanhGaussian:
             raise ValueError("the entropy of a TanhGaussian is sampled: give a key")
         raw = self.base.sample(key)
         mirrored = 2 * self.mean - raw
-        squashing = 0.5 * (_log_det_tanh(raw) + _log_det_tanh(mirrored))
+        squashing = 0.5 * (log_det_tanh(raw) + log_det_tanh(mirrored))
         return self.base.entropy() + squashing
 
     def sample_and_log_prob(self, key: Key) -> Sample:
         """Draws an action, its log-density, and the pre-tanh value to keep."""
         raw, log_prob, _ = self.base.sample_and_log_prob(key)
-        return Sample(jnp.tanh(raw), log_prob - _log_det_tanh(raw), raw)
+        return Sample(jnp.tanh(raw), log_prob - log_det_tanh(raw), raw)
 
 
 Distribution: TypeAlias = Categorical | DiagonalGaussian | TanhGaussian
@@ -351,12 +352,6 @@ def rescale_from_box(action: Array, minimum: object, maximum: object) -> Array:
     """The inverse of `rescale_to_box`; same arguments, same errors."""
     centre, half_width = _box(action, minimum, maximum)
     return (action - centre) / half_width
-
-
-def _log_det_tanh(raw: Array) -> Array:
-    """Σⱼ log(1 − tanh² rawⱼ)."""
-    terms = 2 * (math.log(2) - raw - jax.nn.softplus(-2 * raw))
-    return jnp.sum(terms, axis=-1)
 
 
 def _probs_and_finite_logs(logits: Array) -> tuple[Array, Array]:

@@ -69,6 +69,9 @@ def test_it_grows_by_rounds_but_not_at_first() -> None:
     found = run(make(), 8)
     sizes = [int(metrics["rows"]) for _, _, metrics in found]
     assert sizes == [12, 12, 12, 18, 18, 18, 24, 24]
+    late = Settings(batch_size=8, capacity=60, every=2, rollouts=6, offline=3)
+    found = [int(x["rows"]) for _, _, x in run(make(late), 6)]
+    assert found == [12, 12, 12, 12, 18, 18]
     offline = Settings(batch_size=8, capacity=60)
     assert [int(x["rows"]) for _, _, x in run(make(offline), 5)] == [12] * 5
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from envs import conversation
-from experiments.unicorn import benchmark, ear, learned, rules, scoring
+from experiments.unicorn import (
+    benchmark,
+    compare,
+    ear,
+    learned,
+    results,
+    rules,
+    scoring,
+)
+from rlx.methods import unicorn
 from rlx.ops import conversation as ops
 
 WORLD = conversation.World(
@@ -186,3 +199,132 @@ def test_ear_asks_what_can_be_asked(catalogue, seen):
     slots = jax.jit(lambda told: ear.rule(catalogue)(params, told, KEY))(told)
     allowed = np.take_along_axis(np.asarray(seen.action_mask), slots[:, None], axis=1)
     assert allowed.all()
+
+
+def test_few_candidates_are_recommended_by_score(catalogue):
+    arm = learned.Arm(few=20)
+    config = unicorn.Config(hidden_size=8, feedforward=8, capacity=64, batch_size=4)
+    plain = learned.unicorn_parts(catalogue, learned.Arm(), config, 4)
+    ending = learned.unicorn_parts(catalogue, arm, config, 4)
+    env = plain.make_env(catalogue)
+    keys = jax.random.split(KEY, 32)
+    _, seen = jax.jit(jax.vmap(env.reset))(keys)
+    params = jax.jit(plain.method.init)(KEY)
+    before, after = (jax.jit(x.act)(params, seen, KEY) for x in (plain, ending))
+    few = np.asarray(jnp.sum(seen.items >= 0, axis=-1) <= 20)
+    assert few.any() and not few.all()
+    assert (np.asarray(after.attribute)[few] == -1).all()
+    np.testing.assert_array_equal(after.items[few], seen.item_actions[few])
+    for name in ("attribute", "items", "index"):
+        mine, other = (np.asarray(getattr(x, name))[~few] for x in (before, after))
+        np.testing.assert_array_equal(mine, other)
+
+
+@pytest.mark.parametrize("actions", [14, 15])
+def test_the_last_of_the_actions_counts(catalogue, actions):
+    def make_env(about):
+        return conversation.make(about, benchmark.options(about, actions))
+
+    def late(params, seen, key):
+        return jnp.where(seen.turn == actions - 1, rules.RECOMMEND, rules.ASK)
+
+    pairs = np.array([[0, v] for v in range(20)])
+    play = scoring.player(catalogue, make_env, late, chunk=20)
+    assert {*play((), pairs, KEY).action.tolist()} - {-1} == {actions - 1}
+    config = unicorn.Config(capacity=64, batch_size=4)
+    arm = learned.Arm(actions=actions)
+    parts = learned.unicorn_parts(catalogue, arm, config, 4)
+    assert parts.make_env(catalogue).spec.time_limit == actions
+
+
+def test_the_share_of_the_best_list(catalogue, seen):
+    told = learned.Told(seen, jnp.zeros((16, benchmark.TURNS), jnp.int32))
+    shown = jax.vmap(lambda now: learned.numbers(catalogue, now, 2.0))(told)
+    plain = jax.vmap(lambda now: learned.numbers(catalogue, now))(told)
+    np.testing.assert_array_equal(shown[:, :-1], plain)
+    weights = weights_of(catalogue, seen, 2.0)
+    best = np.sort(weights, axis=1)[:, ::-1][:, :10].sum(axis=1)
+    np.testing.assert_allclose(shown[:, -1], best / weights.sum(axis=1), rtol=1e-5)
+
+
+def arguments_of(tmp_path, **changes):
+    given = {
+        "out": tmp_path,
+        "data": Path("somewhere/edges.npz"),
+        "vectors": "transe",
+        "fine": False,
+        "label": "",
+        "iterations": 8,
+        "minibatches": 4,
+        "points": 2,
+        "conversations": 500,
+    }
+    return argparse.Namespace(**{**given, **changes})
+
+
+def test_records_take_up_seeds(tmp_path):
+    def found(seed, success):
+        scores = {"success": success, "turns": 9.0, "gain": 0.1, "questions": 3.0}
+        return {"seed": seed, **scores, "averaged": scores}
+
+    arguments = arguments_of(tmp_path)
+    settings = {"minibatches": 4, "sizes": (64, 64)}
+    for seed, success in ((1, 0.5), (0, 0.25), (1, 0.75)):
+        results.add_seed("scpr", settings, found(seed, success), arguments)
+    record = json.loads((tmp_path / "scpr_coarse_transe.json").read_text())
+    assert [x["seed"] for x in record["seeds"]] == [0, 1]
+    assert record["mean"]["success"] == record["averaged"]["mean"]["success"] == 0.5
+    assert record["command"].endswith(
+        "edges.npz --arms scpr --vectors transe --conversations 500 --seeds 2 "
+        "--first-seed 0 --iterations 8 --minibatches 4 --points 2"
+    )
+    results.add_seed("scpr", {"minibatches": 2}, found(4, 1.0), arguments)
+    record = json.loads((tmp_path / "scpr_coarse_transe.json").read_text())
+    assert [x["seed"] for x in record["seeds"]] == [4]
+
+
+def test_vectors_are_kept(tmp_path):
+    generator = np.random.default_rng(0)
+    pairs = np.unique(generator.integers(0, (6, 20), (60, 2)), axis=0)
+    mixed = generator.permutation(pairs)
+    np.savez(
+        tmp_path / "edges.npz",
+        item_attribute=np.stack([np.arange(20), np.arange(20) % 4], 1),
+        interaction_train=mixed[:20],
+        interaction_valid=mixed[20:30],
+        interaction_test=mixed[30:],
+    )
+    made = [
+        benchmark.lastfm(tmp_path / "edges.npz", coarse=False, kept=tmp_path / "kept")
+        for _ in range(2)
+    ]
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    for one, two in zip(*map(jax.tree.leaves, made), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_differences_are_paired(tmp_path):
+    generator = np.random.default_rng(0)
+    base = generator.random((3, 400)) < 0.5
+    one, other = base.astype(float), base.astype(float)
+    one[:, :40] = 1.0
+    found = compare.difference(one, other)
+    assert found["mean"] == pytest.approx((one - other).mean())
+    assert found["low"] < found["mean"] < found["high"]
+    # Conversations that end alike add nothing to the interval of a difference.
+    same = compare.difference(one[:1], one[:1])
+    assert same["mean"] == same["low"] == same["high"] == 0.0
+    alone = compare.difference(one, generator.permutation(one[0])[None])
+    assert alone["high"] - alone["low"] > found["high"] - found["low"]
+
+    record = {
+        "arm": "one",
+        "seeds": [{"found_with": "0d-"}, {"averaged": {"found_with": "-3e"}}],
+    }
+    (tmp_path / "one.json").write_text(json.dumps(record))
+    assert compare.read(tmp_path, "one").turns.tolist() == [[1, 14, 16], [16, 4, 15]]
+    found = compare.compared(*[compare.read(tmp_path, "one")] * 2)
+    assert found["success"]["mean"] == found["turns"]["mean"] == 0.0
+    (tmp_path / "rules.json").write_text(json.dumps({"ask": {"success": 0.5}}))
+    with pytest.raises(ValueError, match="rules:ask has no `found_with`"):
+        compare.read(tmp_path, "rules:ask")

@@ -100,7 +100,7 @@ def test_a_restricted_speaker_says_few_words() -> None:
 
 def test_too_long_texts_are_refused() -> None:
     speaks = speakers.sampler(speakers.of_decoder(CONFIG), Sampling(max_tokens=6))
-    with pytest.raises(ValueError, match="9 tokens to read and to say"):
+    with pytest.raises(ValueError, match="need 9 positions"):
         speaks(BASE, PROMPTS, MASK, None)
 
 

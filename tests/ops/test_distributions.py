@@ -362,6 +362,26 @@ def test_saturated_actions_have_finite_gradients(raw):
     assert all(np.isfinite(g).all() for g in gradients)
 
 
+def test_the_derivatives_of_the_log_det_are_those_of_its_form(double_precision):
+    del double_precision
+    raw = jnp.array([-30.0, -9.0, -0.7, 0.0, 1e-3, 0.4, 3.0, 25.0])
+
+    def of_terms(x):
+        return 2 * (np.log(2) - x - jax.nn.softplus(-2 * x))
+
+    def of_log_prob(x):  # the Gaussian of mean x and scale 1, at its own mean
+        unit = distributions.TanhGaussian(x, jnp.zeros(1))
+        return -unit.log_prob_raw(x) - 0.5 * np.log(2 * np.pi)
+
+    for order in range(3):
+        expected, found = of_terms, lambda x: of_log_prob(x[None])
+        for _ in range(order):
+            expected, found = jax.grad(expected), jax.grad(found)
+        np.testing.assert_allclose(
+            jax.vmap(found)(raw), jax.vmap(expected)(raw), rtol=1e-12, atol=1e-12
+        )
+
+
 def test_log_prob_at_and_beyond_the_bounds():
     p = TanhGaussian(jnp.array([1.0]), jnp.array([0.5]))
     inside = p.log_prob(jnp.array([1 - 2.0**-23]))

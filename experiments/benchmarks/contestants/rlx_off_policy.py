@@ -30,7 +30,7 @@ def main() -> None:
     if options.updates:
         advance = updates(method, source, options)
     else:
-        advance = rlx_training.program_of(method, source, options)
+        advance = rlx_training.program_of(method, source, options, as_fit=True)
     ratio = options.gradient_steps / source.steps_per_batch
 
     def contestant() -> int:

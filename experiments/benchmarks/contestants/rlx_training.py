@@ -32,9 +32,15 @@ def main() -> None:
 
 
 def program_of(
-    method: Any, source: Any, options: argparse.Namespace
+    method: Any, source: Any, options: argparse.Namespace, as_fit: bool = False
 ) -> Callable[[], int]:
     """What `train.fit` compiles for `options.seeds` seeds, ready to go on.
+
+    Args:
+      method: what to learn with.
+      source: where its data comes from.
+      options: `seeds` and `group`.
+      as_fit: calls last as long as those of `fit`, which has more seeds remember more.
 
     Returns:
       A function that trains for a moment and returns the steps of all seeds.
@@ -42,7 +48,7 @@ def program_of(
     import jax
     import numpy as np
 
-    from rlx import program
+    from rlx import fitting, program
 
     runs, _ = program.make_runs(range(options.seeds), None)
     programs = program.build(
@@ -60,15 +66,27 @@ def program_of(
         jax.block_until_ready(state[0])
         return options.seeds * iterations * source.steps_per_batch
 
-    return in_slices(advance)
+    look = LOOK
+    if as_fit:
+        advance(0)
+        started = time.perf_counter()
+        advance(0)
+        look = fitting.slice_seconds(time.perf_counter() - started)
+    return in_slices(advance, look)
 
 
-def in_slices(advance: Callable[[int], int]) -> Callable[[], int]:
-    """`advance(iterations)` with as many iterations as take about `LOOK` seconds."""
+def in_slices(
+    advance: Callable[[int], int], seconds: float = LOOK
+) -> Callable[[], int]:
+    """`advance(iterations)` with as many iterations as take about so many seconds."""
     advance(1)
-    started = time.perf_counter()
-    advance(1)
-    count = max(1, round(LOOK / (time.perf_counter() - started)))
+    count = 1
+    for _ in range(
+        4
+    ):  # what a call costs whatever it does is spread over more and more
+        started = time.perf_counter()
+        advance(count)
+        count = max(1, round(seconds * count / (time.perf_counter() - started)))
     return lambda: advance(count)
 
 

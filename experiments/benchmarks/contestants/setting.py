@@ -36,6 +36,15 @@ def add_off_policy_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_accelerator_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what `experiments.benchmarks.accelerator` tells every side."""
+    add_options(parser)
+    parser.add_argument("--engine", help="of a MuJoCo task")
+    parser.add_argument("--steps", type=int, required=True, help="of each seed")
+    parser.add_argument("--evaluations", type=int, default=10)
+    parser.add_argument("--episodes", type=int, default=8, help="per evaluation")
+
+
 LANGUAGE = {
     "vocabulary": 8192, "width": 384, "layers": 8, "heads": 6, "length": 128,
     "prompt": 32, "response": 64, "responses": 16, "rows": 8, "pairs": 4,
