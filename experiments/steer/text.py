@@ -5,9 +5,9 @@ r"""STEER on real text: sentences of three styles, rewritten in the two others.
     python -m experiments.steer.text run --world runs/text_world --seed 0
     python -m experiments.steer.text page
 
-`prepare` learns what is given in the paper: judges, paraphraser, experts (about ten
-minutes of one core). `run` is one seed of all arms (about as long) and leaves a run
-folder for `rlx style`. `page` joins the seeds that there are.
+`prepare` learns what is given in the paper: judges, paraphraser, experts. `run` is one
+seed of all arms and leaves a run folder for `rlx style`. Either takes about five minutes
+of a core of its own. `page` joins the seeds that there are.
 """
 
 from __future__ import annotations
