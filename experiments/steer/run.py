@@ -81,7 +81,7 @@ class Study:
         anti = "none" if kind.endswith("no anti-expert") else "source"
         if kind not in self.data:
             rated, asked = self.keep(
-                f"texts {anti}",
+                f"{self.prefix} texts {anti}",
                 lambda: worlds.generated(self.keys[3], self.world, anti),
             )
             if kind != "unfiltered":
