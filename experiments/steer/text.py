@@ -6,8 +6,8 @@ r"""STEER on real text: sentences of three styles, rewritten in the two others.
     python -m experiments.steer.text page
 
 `prepare` learns what is given in the paper: judges, paraphraser, experts. `run` is one
-seed of all arms and leaves a run folder for `rlx style`. Either takes about five minutes
-of a core of its own. `page` joins the seeds that there are.
+seed of all arms and leaves a run folder for `rlx style`. Either takes some five minutes
+of processor time. `page` joins the seeds that there are.
 """
 
 from __future__ import annotations
