@@ -81,7 +81,7 @@ def _obedience(axis: Any, found: dict[str, Any]) -> None:
     axis.set_xticks(range(5))
     axis.set_xlabel("level that its word asks for")
     axis.set_ylabel("metric, closed form")
-    axis.set_title("what is asked of STEER, and what comes", fontsize=10)
+    axis.set_title("STEER: asked for, and realised", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
 
 
