@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from envs.language.style_reward import METRICS
-from experiments.steer.arms import EVERY, ROLLOUTS
+from experiments.steer.arms import EVERY, OFFLINE, ROLLOUTS
 from experiments.steer.run import RESULTS
 
 COLOURS = {"strength": "#0072B2", "similarity": "#D55E00", "fluency": "#009E73"}
@@ -61,12 +61,13 @@ def _rounds(axis: Any, found: dict[str, Any]) -> None:
         if arm not in found["rollout_rewards"]:
             continue
         rows = np.array(found["rollout_rewards"][arm])
-        # At the end of the first stretch no text has been written yet.
-        value = rows.prod(axis=1)[1:]
-        steps = EVERY * np.arange(1, len(rows))
+        # Until the first round what is recorded are the rewards of the start.
+        first = OFFLINE // EVERY
+        value = rows.prod(axis=1)[first:]
+        steps = EVERY * np.arange(first, len(rows))
         axis.plot(steps, value, "o-", ms=3, color=colour, label=arm)
     axis.set_xlabel("gradient steps")
-    axis.set_ylabel(f"product of mean rewards of {ROLLOUTS} texts")
+    axis.set_ylabel(f"product of mean rewards, {ROLLOUTS} texts")
     axis.set_title("rounds, by the learned reward", fontsize=10)
     axis.legend(frameon=False, fontsize=7)
 
@@ -80,7 +81,7 @@ def _obedience(axis: Any, found: dict[str, Any]) -> None:
     axis.set_xticks(range(5))
     axis.set_xlabel("level that its word asks for")
     axis.set_ylabel("metric, closed form")
-    axis.set_title("STEER does as it is told", fontsize=10)
+    axis.set_title("STEER: asked for, and realised", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
 
 

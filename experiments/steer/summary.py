@@ -98,36 +98,41 @@ def obedience(runs: list[dict[str, Any]], arm: str) -> dict[str, Any]:
     return found
 
 
+def having(runs: list[dict[str, Any]], *arms: str) -> list[dict[str, Any]]:
+    """The seeds in which all of these arms were run."""
+    return [run for run in runs if all(arm in run["arms"] for arm in arms)]
+
+
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything that the page says."""
-    common = [arm for arm in runs[0]["arms"] if all(arm in run["arms"] for run in runs)]
+    names = list(dict.fromkeys(arm for run in runs for arm in run["arms"]))
+    rows = {arm: [run["arms"][arm] for run in having(runs, arm)] for arm in names}
     table = {
-        arm: {
-            name: round(float(np.mean([run["arms"][arm][name] for run in runs])), 4)
-            for name in SHOWN
-        }
-        | {"value_of_seeds": [run["arms"][arm]["value"] for run in runs]}
-        for arm in common
+        arm: {name: _mean([row[name] for row in rows[arm]]) for name in SHOWN}
+        | {"value_of_seeds": [row["value"] for row in rows[arm]]}
+        for arm in names
     }
     pairs = [
-        paired(runs, *pair) for pair in PAIRS if all(arm in common for arm in pair)
+        paired(having(runs, *pair), *pair) for pair in PAIRS if having(runs, *pair)
     ]
-    told = [arm for arm in common if "obedience" in runs[0]["arms"][arm]]
+    told = [arm for arm in names if "obedience" in rows[arm][0]]
     seen = {
-        arm: np.mean([_rollouts(run["arms"][arm]) for run in runs], axis=0)
-        .round(4)
-        .tolist()
-        for arm in common
-        if "seen" in runs[0]["arms"][arm] and _rollouts(runs[0]["arms"][arm])
+        arm: _mean([_rollouts(row) for row in rows[arm]])
+        for arm in names
+        if "seen" in rows[arm][0] and _rollouts(rows[arm][0])
     }
     return {
         "seeds": [run["seed"] for run in runs],
-        "inputs": len(values(runs[0], common[0])),
+        "inputs": len(values(runs[0], "copy")),
         "arms": table,
         "paired_differences_of_value": pairs,
-        "obedience": {arm: obedience(runs, arm) for arm in told},
+        "obedience": {arm: obedience(having(runs, arm), arm) for arm in told},
         "rollout_rewards": seen,
     }
+
+
+def _mean(seeds: list[Any]) -> Any:
+    return np.mean(seeds, axis=0).round(4).tolist()
 
 
 def _rollouts(arm: dict[str, Any]) -> list[list[float]]:
@@ -140,11 +145,13 @@ def tables(found: dict[str, Any]) -> str:
     """Markdown."""
     names = ("value", *METRICS, "learned_value", "accuracy", "copies", "length_ratio")
     heads = (*[name.replace("_", " ") for name in (*names, "distinct_2")],)
-    lines = ["| arm | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines = ["| arm | seeds | " + " | ".join(heads) + " |"]
+    lines += ["|---" * (len(heads) + 2) + "|"]
     order = sorted(found["arms"].items(), key=lambda item: item[1]["value"])
     for arm, row in order:
         cells = [f"{row[name]:.3f}" for name in (*names, "distinct_2")]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        count = len(row["value_of_seeds"])
+        lines.append(f"| {arm} | {count} | " + " | ".join(cells) + " |")
     lines += [
         "",
         "| first | second | first - second | each seed |",
