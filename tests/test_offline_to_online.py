@@ -97,7 +97,17 @@ def test_online_learning_begins_with_the_improved_policy(
     observation = jnp.asarray(data.transitions.observation[:50])
     mine = online.act(params, stats, observation, (), None)[0]
     theirs = offline.act(one.params, one.stats, observation, (), None)[0]
-    # The same numbers by two programs: one has a single member, the other all of them.
+    # What is handed over is the member's own, to the bit; what two programs make of it,
+    # one with a single member and one with all, is rounded as the machine does.
+    member = jax.tree.map(lambda x: x[outcome.chosen[seed]], one.params["members"])
+    *torso, last = sorted(member)
+    expected = {
+        "policy": member[last],
+        "policy_torso": {"MLP_0": {name: member[name] for name in torso}},
+    }
+    given = {name: params[name] for name in expected}
+    jax.tree.map(np.testing.assert_array_equal, given, expected)
+    jax.tree.map(np.testing.assert_array_equal, stats.observation, base.observation)
     np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
