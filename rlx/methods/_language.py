@@ -154,6 +154,30 @@ def make_act(sampler: Sampler | None) -> Callable[..., tuple[PyTree, Carry, PyTr
     return act
 
 
+def make_judge(
+    apply: Callable[..., Array],
+) -> Callable[..., tuple[PyTree, Carry, PyTree]]:
+    """`Method.act` of a network that judges texts with any leading axes.
+
+    Args:
+      apply: `(params, tokens int[B, S], mask=bool[B, S]) -> [B, ...]`.
+    """
+
+    def act(
+        params: Params, stats: PyTree, observation: PyTree, carry: Carry, key: Any
+    ) -> tuple[PyTree, Carry, PyTree]:
+        del stats, key
+        lead = observation["tokens"].shape[:-1]
+        tokens, mask = (
+            observation[name].reshape(-1, observation[name].shape[-1])
+            for name in ("tokens", "mask")
+        )
+        found = apply(params, tokens, mask=mask)
+        return found.reshape(*lead, *found.shape[1:]), carry, {}
+
+    return act
+
+
 def log_prob(network: Network, params: Params, rows: Sequences) -> Array:
     """Log π(token | all before it) of responses, `float32[B, S]`, 0 elsewhere."""
     logits = network.apply(params, rows.tokens, mask=rows.mask)

@@ -12,7 +12,6 @@ of logistic regression, −log σ(±z).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import chex
 import jax
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 
 from rlx.methods import _language
 from rlx.ops.sequences import Labelled
-from rlx.types import Array, Carry, Key, Method, Metrics, Network, Params, PyTree
+from rlx.types import Array, Key, Method, Metrics, Network, Params, PyTree
 
 SOURCE = _language.SOURCE
 
@@ -80,21 +79,12 @@ def make(spec: Network, config: Config = Config()) -> Method:  # noqa: B008 (fro
         right = (logit > 0) == (batch.label > 0.5)
         return jnp.mean(each), {"accuracy": jnp.mean(right.astype(jnp.float32))}
 
-    def act(
-        params: Params, stats: PyTree, observation: PyTree, carry: Carry, key: Any
-    ) -> tuple[PyTree, Carry, PyTree]:
-        del stats, key
-        lead = observation["tokens"].shape[:-1]
-        tokens, mask = (
-            observation[name].reshape(-1, observation[name].shape[-1])
-            for name in ("tokens", "mask")
-        )
-        found = jax.nn.sigmoid(spec.apply(params, tokens, mask=mask))
-        return found.reshape(*lead, -1), carry, {}
+    def chances(params: Params, tokens: Array, mask: Array) -> Array:
+        return jax.nn.sigmoid(spec.apply(params, tokens, mask=mask))
 
     return Method(
         init=spec.init,
-        act=act,
+        act=_language.make_judge(chances),
         loss_fn=loss_fn,
         optimizer=_language.make_optimizer(config),
         num_epochs=config.num_epochs,

@@ -11,7 +11,6 @@ to zero mean (Eisenstein et al. 2023, https://arxiv.org/abs/2312.09244, equation
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import chex
 import jax
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 
 from rlx.methods import _language
 from rlx.ops.sequences import Preferences, Sequences
-from rlx.types import Array, Carry, Key, Method, Metrics, Network, Params, PyTree
+from rlx.types import Array, Key, Method, Metrics, Network, Params, PyTree
 
 SOURCE = _language.SOURCE
 
@@ -89,20 +88,9 @@ def make(spec: Network, config: Config = Config()) -> Method:  # noqa: B008 (fro
         }
         return jnp.sum(weight * (price + spread)), metrics
 
-    def act(
-        params: Params, stats: PyTree, observation: PyTree, carry: Carry, key: Any
-    ) -> tuple[PyTree, Carry, PyTree]:
-        del stats, key
-        lead = observation["tokens"].shape[:-1]
-        tokens, mask = (
-            observation[name].reshape(-1, observation[name].shape[-1])
-            for name in ("tokens", "mask")
-        )
-        return spec.apply(params, tokens, mask=mask).reshape(lead), carry, {}
-
     return Method(
         init=spec.init,
-        act=act,
+        act=_language.make_judge(spec.apply),
         loss_fn=loss_fn,
         optimizer=_language.make_optimizer(config),
         num_epochs=config.num_epochs,
