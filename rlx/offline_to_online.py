@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
     bases: uni_o4.Foundation
     improvement: train.Result
     chosen: np.ndarray
-    """`int[N]` the accepted member that goes on: best last score in the model."""
+    """`int[N]` the acting member that goes on: best last score in the model."""
     online: train.Result | None
     """PPO's; None without online steps."""
 
@@ -150,7 +150,7 @@ def fit(  # noqa: PLR0913 (the front door: everything is given by name)
         online = dataclasses.replace(online, anneal_steps=steps)
         method = ppo.make(spec, online)
         start = online_start(
-            bases, learner.stats.accepted, index, data, online, budget.num_envs
+            bases, learner.stats.acting, index, data, online, budget.num_envs
         )
         third = run(
             "online", method, source, num_steps=budget.online_steps, start=start

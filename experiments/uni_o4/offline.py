@@ -36,7 +36,7 @@ BASELINES = ("bc", "iql", "td3_bc", "cql", "awac")
 FINE_TUNED = ("iql", "awac")
 """Baselines that go on online with their own losses."""
 ENVIRONMENTS = 16
-"""Stepped together by them, with 4 gradient steps per 16 environment steps."""
+"""Stepped together by them, with 2 gradient steps per 16 environment steps."""
 ABLATIONS: dict[str, dict[str, Any]] = {
     "uni_o4": {},
     "one_member": {"num_members": 1},
@@ -46,17 +46,18 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "visited": {"score": "visited"},
     "moving": {},
     "fast_steps": {},
+    "warm": {},
 }
 """Arm -> fields of Uni-O4 that differ."""
-SAME_FOUNDATION = ("always_replace", "one_step", "visited", "moving", "fast_steps")
+SAME_IMPROVEMENT = ("moving", "fast_steps", "warm")
+"""Arms that differ only online: they take over the first two phases."""
+SAME_FOUNDATION = ("always_replace", "one_step", "visited", *SAME_IMPROVEMENT)
 """Arms that differ from Uni-O4 only after its first phase, which they take over."""
-SAME_IMPROVEMENT = ("moving", "fast_steps")
-"""And the second phase too."""
-FAST = {"learning_rate": 1e-4, "clip": 0.1}
-ONLINE = {
+ONLINE: dict[str, dict[str, Any]] = {
     "uni_o4": {},
     "moving": {"update_observation_moments": True},
-    "fast_steps": FAST,
+    "fast_steps": {"learning_rate": 1e-4, "clip": 0.1},
+    "warm": {"policy_warmup_steps": 400},
 }
 """Arms that go on online -> fields of PPO that differ."""
 ARMS = (*BASELINES, *ABLATIONS, "ppo")
@@ -110,7 +111,7 @@ def baseline(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
     )
     found = {"offline": curve_of(result, data)}
     if arm in FINE_TUNED:
-        changes = {"num_minibatches": 4, **({"anneal_steps": 0} if anneals else {})}
+        changes = {"num_minibatches": 2, **({"anneal_steps": 0} if anneals else {})}
         method = module.make(env.spec, dataclasses.replace(config, **changes), moments)
         online = fine_tune(arm, method, data, result, seeds, out / "online", env)
         found["online"] = curve_of(online, data)

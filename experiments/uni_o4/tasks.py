@@ -29,7 +29,7 @@ CONFIG = uni_o4.Config(
     horizon=100,
 )
 """One for all tasks and sets; sizes for two processor cores, the rest the authors'."""
-BUDGET = Budget(foundation_steps=75_000, improvement_steps=2_000, online_steps=200_000)
+BUDGET = Budget(foundation_steps=25_000, improvement_steps=2_000, online_steps=200_000)
 
 
 def is_hopper_down(observation: Array) -> Array:

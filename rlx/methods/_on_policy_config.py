@@ -121,16 +121,15 @@ def check(config: OnPolicyConfig) -> None:
     for name in ("num_epochs", "num_minibatches"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    split = config.value_learning_rate is not None or config.policy_warmup_steps
+    split = config.value_learning_rate is not None or config.policy_warmup_steps > 0
     if split and (config.shared_torso or config.recurrent_size):
         raise ValueError(
             "value_learning_rate and policy_warmup_steps need a value function of its "
             "own: leave shared_torso and recurrent_size off"
         )
-    if config.policy_warmup_steps < 0:
-        raise ValueError(
-            f"policy_warmup_steps must not be negative, got {config.policy_warmup_steps}"
-        )
+    warmup = config.policy_warmup_steps
+    if warmup < 0:
+        raise ValueError(f"policy_warmup_steps must not be negative, got {warmup}")
     ranges = {"gamma": (0.0, 1.0), "lambda_": (0.0, 1.0)}
     for name, (low, high) in ranges.items():
         value = getattr(config, name)

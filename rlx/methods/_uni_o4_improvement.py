@@ -45,10 +45,11 @@ class ImprovementStats:
     """Its own members are those of the start: the cloned policies."""
     best: Array
     """`[n]` largest accepted score, which "running" must beat; −∞ at first."""
-    accepted: Params
-    """The accepted members, which act: `target_params` once more."""
+    acting: Params
+    """The members that act: the accepted ones, `target_params` once more; where the
+    gate is "never", those under way."""
     score: Array
-    """`[n]` last score of each accepted member."""
+    """`[n]` last score of each of them."""
 
     @property
     def observation(self) -> PyTree:
@@ -67,7 +68,8 @@ def improvement(
     A batch holds `gate_steps` minibatches of observations `[gate_steps, B, D]`; of the
     rest of a `Transition` nothing is used. `params` are the members under way,
     `target_params` the accepted ones, which bind them; a rejected member is not reset.
-    It acts by the accepted member with the best last score, never by a rejected one.
+    It acts by the accepted member with the best last score, never by a rejected one;
+    with the gate "never" by the best of those under way.
 
     Args:
       spec: the environment's.
@@ -141,7 +143,7 @@ def improvement(
 
     return Method(
         init=init,
-        act=lambda params, stats, *rest: act({"members": stats.accepted}, stats, *rest),
+        act=lambda params, stats, *rest: act({"members": stats.acting}, stats, *rest),
         loss_fn=loss_fn,
         optimizer=optimizer,
         prepare=prepare,
@@ -272,12 +274,15 @@ def _pass_gate(
         learner.target_params,
     )
     score, rest = _sound(candidate.score), _sound(incumbent.score)
+    acting, shown = accepted["members"], jnp.where(verdict.accept, score, rest)
+    if config.gate == "never":
+        acting, shown = learner.params["members"], score
     learner = learner.replace(
         target_params=accepted,
         stats=learner.stats.replace(
             best=verdict.best,
-            accepted=accepted["members"],
-            score=jnp.where(verdict.accept, score, rest),
+            acting=acting,
+            score=shown,
         ),
     )
     metrics = {

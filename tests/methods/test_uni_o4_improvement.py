@@ -152,7 +152,7 @@ def test_the_chain_of_behaviour_policies(gate):
         np.testing.assert_allclose(found["accepted"], accepted / 2)
         assert np.all(new.stats.best >= old.stats.best)
         # What acts is what was accepted, by the best score among that.
-        chex.assert_trees_all_equal(new.stats.accepted, new.target_params["members"])
+        chex.assert_trees_all_equal(new.stats.acting, new.target_params["members"])
         # What phase 1 found stays as it is.
         chex.assert_trees_all_equal(new.stats.foundation, old.stats.foundation)
 
