@@ -35,6 +35,8 @@ RESULTS = Path(__file__).parent / "results"
 BASELINES = ("bc", "iql", "td3_bc", "cql", "awac")
 FINE_TUNED = ("iql", "awac")
 """Baselines that go on online with their own losses."""
+SHARED = ("hidden_sizes", "actor_learning_rate", "critic_learning_rate", "tau")
+"""Fields of Uni-O4 that its baselines take over."""
 ENVIRONMENTS = 16
 """Stepped together by them, with 2 gradient steps per 16 environment steps."""
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -91,7 +93,10 @@ def baseline(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
     env = envs.make(task)
     module = importlib.import_module(f"rlx.methods.{arm}")
     rounds = CONFIG.num_minibatches
-    config = module.Config(hidden_sizes=CONFIG.hidden_sizes, num_minibatches=rounds)
+    config = module.Config(
+        **{name: getattr(CONFIG, name) for name in SHARED if name in fields_of(module)},
+        num_minibatches=rounds,
+    )
     anneals = hasattr(config, "anneal_steps")
     if anneals:
         config = dataclasses.replace(config, anneal_steps=BUDGET.foundation_steps)
@@ -116,6 +121,11 @@ def baseline(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
         online = fine_tune(arm, method, data, result, seeds, out / "online", env)
         found["online"] = curve_of(online, data)
     return {"phases": found, "config": vars(config)}
+
+
+def fields_of(module: Any) -> set[str]:
+    """The names of a method's fields."""
+    return {field.name for field in dataclasses.fields(module.Config)}
 
 
 def fine_tune(

@@ -36,6 +36,12 @@ def read() -> dict[str, dict[str, Any]]:
         if "phases" in record:
             where = f"{record['task']}_{record['kind']}"
             found.setdefault(where, {})[record["arm"]] = record
+    # PPO from scratch sees no dataset: one run serves every set of a task.
+    for arms in found.values():
+        for others in found.values():
+            task = next(iter(arms.values()))["task"]
+            if "ppo" in others and others["ppo"]["task"] == task:
+                arms.setdefault("ppo", others["ppo"])
     return found
 
 
