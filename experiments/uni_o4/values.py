@@ -27,6 +27,7 @@ from experiments.uni_o4.tasks import BUDGET, CONFIG, KINDS, TASKS, file_of
 from rlx import sharding, train
 from rlx.data import dataset
 from rlx.methods import _offline, iql
+from rlx.networks.ensemble import member
 
 SETTINGS = ((3e-4, 0.005), (1e-3, 0.005), (1e-3, 0.02))
 """Adam's step size of the critics, and the share by which targets follow."""
@@ -62,10 +63,7 @@ def one_setting(
     score = dataset.normalized_score(
         result.returns[-1], known.random_return, known.expert_return
     )
-    found = [
-        compared(env, config, data, jax.tree.map(lambda x: x[i], params))
-        for i in range(seeds)
-    ]
+    found = [compared(env, config, data, member(params, i)) for i in range(seeds)]
     return {
         "critic_learning_rate": rate,
         "tau": tau,
