@@ -31,9 +31,8 @@ CONFIG = uni_o4.Config(
 )
 """One for all tasks and sets; sizes for two processor cores, the rest the authors'.
 
-The critics step further and their targets follow faster than the authors' (1e-4, 0.005),
-who take 2,000,000 steps: with 3e-4 and 0.005 Q is a sixth below the returns of the data
-after 25,000 steps, with these it is within 2 % (`experiments.uni_o4.values`).
+The critics take larger steps and their targets follow faster than the authors' (1e-4,
+0.005), who take 2,000,000 steps: see `experiments.uni_o4.values`.
 """
 BUDGET = Budget(foundation_steps=15_000, improvement_steps=2_000, online_steps=200_000)
 

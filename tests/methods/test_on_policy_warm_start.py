@@ -92,7 +92,7 @@ def test_the_moments_of_observations_can_stay(update):
     @jax.jit
     def run(key):
         keys = jax.random.split(key, 3)
-        state = learner.init(method, keys[0])
+        state = learner.init(method, keys[0], 4)
         acting = learner.policy(method, state)
         batch = source.next(source.init(keys[1], acting), acting, keys[2])[1]
         return state.stats, method.prepare(state, batch)[0]
