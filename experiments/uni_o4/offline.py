@@ -35,8 +35,14 @@ RESULTS = Path(__file__).parent / "results"
 BASELINES = ("bc", "iql", "td3_bc", "cql", "awac")
 FINE_TUNED = ("iql", "awac")
 """Baselines that go on online with their own losses."""
-SHARED = ("hidden_sizes", "actor_learning_rate", "critic_learning_rate", "tau")
-"""Fields of Uni-O4 that its baselines take over."""
+SHARED = (
+    "hidden_sizes",
+    "actor_learning_rate",
+    "critic_learning_rate",
+    "tau",
+    "normalize_observations",
+)
+"""Fields of Uni-O4 that its baselines take over, so that the losses alone differ."""
 ENVIRONMENTS = 16
 """Stepped together by them, with 2 gradient steps per 16 environment steps."""
 ABLATIONS: dict[str, dict[str, Any]] = {
