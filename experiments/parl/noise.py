@@ -32,6 +32,7 @@ FORMS = {
     "centred, unlabelled pairs": (True, True),
 }
 """Whether weights are centred, whether unlabelled pairs are used."""
+BEST = "centred, unlabelled pairs"
 CASES = ((10, 10), (10, 100), (40, 10))
 """Trajectories and labelled pairs of an estimate."""
 REFERENCE = (100, 2000)
@@ -104,24 +105,21 @@ def collector(fixed: Fixed, num_envs: int) -> Any:
     return collect
 
 
-def estimator(
-    fixed: Fixed, upper: str, size: tuple[int, int], form: tuple[bool, bool]
-) -> Any:
-    """A function from a key to ∂_θG and the implicit term, flat."""
+def estimator(fixed: Fixed, upper: str, size: tuple[int, int]) -> Any:
+    """A function from keys to ∂_θG and the implicit term in each form, flat."""
     from rlx.methods import _on_policy, _parl, _preference
     from rlx.methods import _parl_learning as learning
     from rlx.ops import segments
 
     num_envs, number = size
-    centred, unlabelled = form
-    more = 200 if num_envs < REFERENCE[0] else REFERENCE[1]
+    more = 200 if size != REFERENCE else number
     config = dataclasses.replace(fixed.config, unlabelled_pairs=more)
     spec, length = fixed.env.spec, config.segment_length
     agent = _on_policy.make_agent(spec, config)
     reward = _preference.make_reward(spec, config)
     collect, params = collector(fixed, num_envs), fixed.learner.params
 
-    def estimate(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def estimate(key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
         batch_key, draw_key, more_key = jax.random.split(key, 3)
         batch, seen = collect(batch_key)
         lower = _parl.Lower(
@@ -134,24 +132,34 @@ def estimator(
         label = (true[:, 0] > true[:, 1]).astype(jnp.float32)
         difference = learning.learned_difference(reward, params["reward"], pairs)
         utility = _parl.utilities(upper, difference, label)
-        if unlabelled:
-            utility -= _parl.expected_utilities(upper, difference)
-        slope = _parl.slope(lower, where, length, utility, jnp.ones(number))
-        if unlabelled:
-            expected = learning.expected_slope(
-                config, reward, params["reward"], lower, batch, more_key
-            )
-            slope = optax.tree.add(slope, expected)
-        weight = _parl.implicit_weight(
-            lower, slope, "cg_fisher", 10, config.damping, centred
-        ).weight
+        guess = _parl.expected_utilities(upper, difference)
+        expected = learning.expected_slope(
+            config, reward, params["reward"], lower, batch, more_key
+        )
 
-        def through_policy(nu: Any) -> jax.Array:
-            learned = reward.mean(nu, batch.observation, batch.action)
-            return jnp.sum(weight * learned) / jax.lax.stop_gradient(jnp.std(learned))
+        def slope_of(utility: jax.Array) -> Any:
+            return _parl.slope(lower, where, length, utility, jnp.ones(number))
 
-        implicit = jax.grad(through_policy)(params["reward"])
-        return ravel_pytree(slope)[0], ravel_pytree(implicit)[0]
+        plain = slope_of(utility)
+        helped = optax.tree.add(slope_of(utility - guess), expected)
+
+        def implicit(slope: Any, centred: bool) -> tuple[jax.Array, jax.Array]:
+            weight = _parl.implicit_weight(
+                lower, slope, "cg_fisher", 10, config.damping, centred
+            ).weight
+
+            def through_policy(nu: Any) -> jax.Array:
+                learned = reward.mean(nu, batch.observation, batch.action)
+                scale = jax.lax.stop_gradient(jnp.std(learned))
+                return jnp.sum(weight * learned) / scale
+
+            found = jax.grad(through_policy)(params["reward"])
+            return ravel_pytree(slope)[0], ravel_pytree(found)[0]
+
+        return {
+            name: implicit(helped if unlabelled else plain, centred)
+            for name, (centred, unlabelled) in FORMS.items()
+        }
 
     return jax.jit(lambda keys: jax.lax.map(estimate, keys))
 
@@ -164,7 +172,7 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 def compare(fixed: Fixed, upper: str) -> dict[str, Any]:
     """Cosines of estimates with a reference."""
     keys = jax.random.split(jax.random.key(1), REFERENCES)
-    best = estimator(fixed, upper, REFERENCE, (True, True))(keys)
+    best = estimator(fixed, upper, REFERENCE)(keys)[BEST]
     halves = [[np.mean(x[i::2], 0) for i in (0, 1)] for x in best]
     reference = [np.mean(half, 0) for half in halves]
     found: dict[str, Any] = {
@@ -176,8 +184,8 @@ def compare(fixed: Fixed, upper: str) -> dict[str, Any]:
     }
     keys = jax.random.split(jax.random.key(2), REPEATS)
     for size in CASES:
-        for name, form in FORMS.items():
-            estimates = [np.array(x) for x in estimator(fixed, upper, size, form)(keys)]
+        for name, both in estimator(fixed, upper, size)(keys).items():
+            estimates = [np.array(x) for x in both]
             slope, implicit = (
                 [cosine(x, target) for x in each]
                 for each, target in zip(estimates, reference, strict=True)
