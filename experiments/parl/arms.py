@@ -74,7 +74,7 @@ class Plan:
     def labelled(self, **fields: Any) -> dict[str, Any]:
         """Fields of a method that learns a reward."""
         sizes = {"segment_length": self.length, "queries_per_session": self.queries}
-        return {**self.reward, **sizes, "label_capacity": max(self.budgets), **fields}
+        return {"label_capacity": max(self.budgets), **self.reward, **sizes, **fields}
 
 
 def on_policy(

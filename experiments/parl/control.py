@@ -59,7 +59,7 @@ PLAN = arms.Plan(
     crop=3,
     oracle={"temperature": 0.2, "reward_scale": 0.1},
     # As it was measured, before `noise.py` said what else to do.
-    bilevel={"centred": False, "unlabelled_pairs": 0},
+    bilevel={"crossed": False, "centred": False, "unlabelled_pairs": 0},
 )
 
 

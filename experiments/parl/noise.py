@@ -3,9 +3,9 @@
     python -m experiments.parl.noise
 
 κ = 0 is trained for a quarter of the run of `control.py`; there, policy and reward are
-held fixed. Estimates of ∂_θG and of the implicit term from independent batches are
-compared with a reference from many more trajectories and labels, whose two halves are
-compared with each other. Writes `results/noise.json` (about four minutes of one core).
+held fixed. Estimates of the implicit term from independent batches are compared with a
+reference from many more trajectories and labels, of which one half is compared with the
+other. Writes `results/noise.json` (about four minutes of one core).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
 
 from experiments.parl import control
@@ -25,15 +24,16 @@ from experiments.records import origin, write
 
 RESULTS = Path(__file__).parent / "results"
 BATCHES, SEED, STEPS = 15, 100, 200
-REPEATS, REFERENCES = 16, 8
+REPEATS, REFERENCES = 16, 12
 FORMS = {
-    "labelled pairs": (False, False),
-    "centred": (True, False),
-    "centred, unlabelled pairs": (True, True),
+    "labelled pairs": (False, False, False),
+    "crossed": (True, False, False),
+    "crossed, centred": (True, True, False),
+    "crossed, centred, unlabelled pairs": (True, True, True),
 }
-"""Whether weights are centred, whether unlabelled pairs are used."""
-BEST = "centred, unlabelled pairs"
-CASES = ((10, 10), (10, 100), (40, 10))
+"""Whether halves are crossed, weights centred, and unlabelled pairs used."""
+BEST = "crossed, centred, unlabelled pairs"
+CASES = ((10, 10), (40, 40))
 """Trajectories and labelled pairs of an estimate."""
 REFERENCE = (100, 2000)
 
@@ -106,60 +106,54 @@ def collector(fixed: Fixed, num_envs: int) -> Any:
 
 
 def estimator(fixed: Fixed, upper: str, size: tuple[int, int]) -> Any:
-    """A function from keys to ∂_θG and the implicit term in each form, flat."""
-    from rlx.methods import _on_policy, _parl, _preference
+    """A function from keys to the implicit term in each form, flat."""
+    from rlx.methods import _on_policy, _parl, _parl_implicit, _preference
     from rlx.methods import _parl_learning as learning
     from rlx.ops import segments
 
     num_envs, number = size
     more = 200 if size != REFERENCE else number
-    config = dataclasses.replace(fixed.config, unlabelled_pairs=more)
+    config = dataclasses.replace(
+        fixed.config, unlabelled_pairs=more, upper=upper, solver="cg_fisher"
+    )
     spec, length = fixed.env.spec, config.segment_length
     agent = _on_policy.make_agent(spec, config)
     reward = _preference.make_reward(spec, config)
     collect, params = collector(fixed, num_envs), fixed.learner.params
 
-    def estimate(key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def estimate(key: jax.Array) -> dict[str, jax.Array]:
         batch_key, draw_key, more_key = jax.random.split(key, 3)
         batch, seen = collect(batch_key)
         lower = _parl.Lower(
             learning.distribution(agent), params["policy"], seen, config.gamma,
             config.temperature,
         )  # fmt: skip
-        where = segments.draw(draw_key, batch, number, length)
+        where = _parl_implicit.draw(config, draw_key, batch, number)
         pairs = segments.cut(batch, where, length)
         true = pairs.reward.sum(-1)
         label = (true[:, 0] > true[:, 1]).astype(jnp.float32)
         difference = learning.learned_difference(reward, params["reward"], pairs)
         utility = _parl.utilities(upper, difference, label)
         guess = _parl.expected_utilities(upper, difference)
-        expected = learning.expected_slope(
-            config, reward, params["reward"], lower, batch, more_key
-        )
+        labelled = _parl_implicit.Evidence(where, utility, jnp.ones(number))
+        helped = [
+            labelled._replace(utility=utility - guess),
+            learning.expectations(config, reward, params["reward"], batch, more_key),
+        ]
 
-        def slope_of(utility: jax.Array) -> Any:
-            return _parl.slope(lower, where, length, utility, jnp.ones(number))
-
-        plain = slope_of(utility)
-        helped = optax.tree.add(slope_of(utility - guess), expected)
-
-        def implicit(slope: Any, centred: bool) -> tuple[jax.Array, jax.Array]:
-            weight = _parl.implicit_weight(
-                lower, slope, "cg_fisher", 10, config.damping, centred
-            ).weight
+        def implicit(crossed: bool, centred: bool, unlabelled: bool) -> jax.Array:
+            how = dataclasses.replace(config, crossed=crossed, centred=centred)
+            evidence = helped if unlabelled else [labelled]
+            weight = _parl_implicit.solution(how, lower, evidence).weight
 
             def through_policy(nu: Any) -> jax.Array:
                 learned = reward.mean(nu, batch.observation, batch.action)
                 scale = jax.lax.stop_gradient(jnp.std(learned))
                 return jnp.sum(weight * learned) / scale
 
-            found = jax.grad(through_policy)(params["reward"])
-            return ravel_pytree(slope)[0], ravel_pytree(found)[0]
+            return ravel_pytree(jax.grad(through_policy)(params["reward"]))[0]
 
-        return {
-            name: implicit(helped if unlabelled else plain, centred)
-            for name, (centred, unlabelled) in FORMS.items()
-        }
+        return {name: implicit(*form) for name, form in FORMS.items()}
 
     return jax.jit(lambda keys: jax.lax.map(estimate, keys))
 
@@ -172,31 +166,22 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 def compare(fixed: Fixed, upper: str) -> dict[str, Any]:
     """Cosines of estimates with a reference."""
     keys = jax.random.split(jax.random.key(1), REFERENCES)
-    best = estimator(fixed, upper, REFERENCE)(keys)[BEST]
-    halves = [[np.mean(x[i::2], 0) for i in (0, 1)] for x in best]
-    reference = [np.mean(half, 0) for half in halves]
+    best = np.array(estimator(fixed, upper, REFERENCE)(keys)[BEST])
+    reference = best.mean(0)
     found: dict[str, Any] = {
         "reference": {
-            "slope_halves": round(cosine(*halves[0]), 3),
-            "implicit_halves": round(cosine(*halves[1]), 3),
-            "implicit_norm": round(float(np.linalg.norm(reference[1])), 2),
+            "halves": round(cosine(best[::2].mean(0), best[1::2].mean(0)), 3),
+            "norm": round(float(np.linalg.norm(reference)), 2),
         }
     }
     keys = jax.random.split(jax.random.key(2), REPEATS)
     for size in CASES:
-        for name, both in estimator(fixed, upper, size)(keys).items():
-            estimates = [np.array(x) for x in both]
-            slope, implicit = (
-                [cosine(x, target) for x in each]
-                for each, target in zip(estimates, reference, strict=True)
-            )
+        for name, estimates in estimator(fixed, upper, size)(keys).items():
+            cosines = [cosine(x, reference) for x in np.array(estimates)]
             row = {
-                "slope": round(float(np.mean(slope)), 3),
-                "implicit": round(float(np.mean(implicit)), 3),
-                "implicit_error": round(float(np.std(implicit) / REPEATS**0.5), 3),
-                "implicit_norm": round(
-                    float(np.linalg.norm(estimates[1], axis=1).mean()), 1
-                ),
+                "cosine": round(float(np.mean(cosines)), 3),
+                "error": round(float(np.std(cosines) / REPEATS**0.5), 3),
+                "norm": round(float(np.linalg.norm(estimates, axis=1).mean()), 1),
             }
             label = f"{size[0]} trajectories, {size[1]} labels, {name}"
             found[label] = row

@@ -3,7 +3,7 @@
     python -m experiments.parl.walker
 
 The task of the paper's that runs here, `control/walker_walk`, with a scripted teacher
-that is always right. A piece is one arm with one seed and all budgets; the record is
+that is always right. A piece is one arm with one seed and one budget; the record is
 written after each, and pieces that it holds are not trained again. Writes
 `results/walker.json` and `results/walker.png`; with `--plot` only summary and figure.
 On an accelerator `--engine mjx` trains all seeds of an arm together, into
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ from experiments.records import origin
 RESULTS = Path(__file__).parent / "results"
 ARMS = (*arms.ON_POLICY, *arms.OFF_POLICY)
 PLAN = arms.Plan(
-    budgets=(100, 500),
-    queries=25,
+    budgets=(40, 200),
+    queries=20,
     length=50,
     asking=0.5,
     reward={
         "reward_hidden_sizes": (64, 64),
-        "reward_batch_size": 128,
+        "reward_batch_size": 32,
+        "label_capacity": 200,  # of every budget, which so share a program
         "reward_learning_rate": 1e-3,
     },
     on_policy={"learning_rate": 5e-4, "num_epochs": 10, "num_minibatches": 8},
@@ -63,37 +65,58 @@ PLAN = arms.Plan(
 )
 """PPO: 204,800 steps. SAC: 72,000, a quarter of a gradient step each."""
 TINY = {"on_policy_batches": 2, "off_policy_batches": 40, "pretraining": 5}
-TINY |= {"budgets": (25, 50), "evaluations": 1, "episodes": 1}
+TINY |= {"budgets": (20, 40), "evaluations": 1, "episodes": 1}
 
 
-def merge(pieces: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The pieces of each arm side by side, in the order of their seeds."""
-    found: dict[str, dict[str, Any]] = {}
-    for arm in ARMS:
-        own = [p for _, p in sorted(pieces.items()) if p["arm"] == arm]
-        if not own:
-            continue
-        found[arm] = {
-            "steps": own[0]["steps"],
-            "seeds": [seed for piece in own for seed in piece["seeds"]],
-            "returns": _beside([piece["returns"] for piece in own]),
-            "wall_seconds": round(sum(piece["wall_seconds"] for piece in own), 1),
+def merge(pieces: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The pieces side by side: arms with `returns [points, budgets, seeds]`.
+
+    Budgets and seeds are those of which no arm lacks a piece.
+    """
+    table: dict[str, dict[int, dict[int, dict[str, Any]]]] = {}
+    for piece in pieces.values():
+        row = table.setdefault(piece["arm"], {}).setdefault(piece["budget"], {})
+        row.update({seed: piece for seed in piece["seeds"]})
+    labelled = [rows for arm, rows in table.items() if arm not in ("ppo", "sac")]
+    budgets = sorted(set.intersection(*(set(rows) for rows in labelled)))
+    found: dict[str, Any] = {"budgets": budgets, "arms": {}}
+    for arm in (arm for arm in ARMS if arm in table):
+        rows = [table[arm][b] for b in (budgets if 0 not in table[arm] else [0])]
+        seeds = sorted(set.intersection(*(set(row) for row in rows)))
+        cells = [[_column(row[seed], seed) for seed in seeds] for row in rows]
+        some = rows[0][seeds[0]]
+        found["arms"][arm] = {
+            "seeds": seeds,
+            "steps": some["steps"],
+            "returns": np.moveaxis(cells, 2, 0).tolist(),
             "metrics": {
-                name: _beside([piece["metrics"][name] for piece in own])
-                for name in own[0]["metrics"]
+                name: [
+                    [_metric(row[seed], name, seed) for seed in seeds] for row in rows
+                ]
+                for name in some["metrics"]
             },
+            "wall_seconds": round(sum(p["wall_seconds"] for p in _distinct(rows)), 1),
         }
-        if own[0]["labels"]:
-            found[arm]["labels"] = _beside([piece["labels"] for piece in own])
     return found
 
 
-def _beside(values: list[Any]) -> list[Any]:
-    return np.concatenate([np.array(x) for x in values], axis=-1).tolist()
+def _column(piece: dict[str, Any], seed: int) -> list[float]:
+    """One seed's returns `[points]`."""
+    i = piece["seeds"].index(seed)
+    return [point[0][i] for point in piece["returns"]]
+
+
+def _metric(piece: dict[str, Any], name: str, seed: int) -> float:
+    """Of the last session."""
+    return piece["metrics"][name][0][piece["seeds"].index(seed)]
+
+
+def _distinct(rows: list[dict[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    return list({id(piece): piece for row in rows for piece in row.values()}.values())
 
 
 def measure(arguments: argparse.Namespace, plan: arms.Plan, path: Path) -> None:
-    """Trains the pieces that the record lacks."""
+    """Trains the pieces that the record lacks, those of the most labels first."""
     from envs import control
 
     record = json.loads(path.read_text()) if path.exists() else {}
@@ -101,23 +124,26 @@ def measure(arguments: argparse.Namespace, plan: arms.Plan, path: Path) -> None:
     pieces = record.setdefault("pieces", {})
     together = arguments.engine != "native"
     groups = [arguments.seeds] if together else [[seed] for seed in arguments.seeds]
-    for seeds in groups:
-        for arm in arguments.arms:
-            name = f"{arm}/{'-'.join(map(str, seeds))}"
+    for budget in sorted(plan.budgets, reverse=True):
+        own = dataclasses.replace(plan, budgets=(budget,))
+        for seeds, arm in itertools.product(groups, arguments.arms):
+            labels = 0 if arm in ("ppo", "sac") else budget
+            name = f"{arm}/{labels}/{'-'.join(map(str, seeds))}"
             if name in pieces:
                 continue
             env = control.make("walker_walk", engine=arguments.engine)
-            trained = arms.train(plan, arm, env, seeds)
-            pieces[name] = {"arm": arm, "seeds": seeds, **trained}
+            trained = arms.train(own, arm, env, seeds)
+            piece = {"arm": arm, "budget": labels, "seeds": seeds, **trained}
+            pieces[name] = piece
             path.write_text(json.dumps(record) + "\n")
-            final = np.mean(trained["returns"][-1], -1).round(1)
+            final = np.mean(trained["returns"][-1]).round(1)
             print(name, final, trained["wall_seconds"], flush=True)
 
 
 def report(plan: arms.Plan, path: Path) -> None:
     """Summary and figure of a record."""
     record = json.loads(path.read_text())
-    merged = {"arms": merge(record["pieces"]), "budgets": plan.budgets}
+    merged = merge(record["pieces"])
     record["summary"] = summarize(merged)
     path.write_text(json.dumps(record) + "\n")
     print(json.dumps(record["summary"], indent=1))

@@ -178,6 +178,7 @@ def implicit_weight(
     num_iterations: int,
     damping: float | Array,
     centred: bool = False,
+    other: Lower | None = None,
 ) -> Solution:
     """Solves (λ F + δ I) u = ∂_θG and carries u over to a weight of every reward.
 
@@ -188,16 +189,17 @@ def implicit_weight(
       num_iterations: of the solver.
       damping: δ.
       centred: see `reward_weight`.
+      other: the trajectories whose rewards are weighed; those of `lower` if None.
     """
-    seen = lower.trajectories
+    other = lower if other is None else other
     size = optax.tree.norm(slope)
     if name == "none":
-        zero = jnp.zeros(seen.first.shape)
+        zero = jnp.zeros(other.trajectories.first.shape)
         return Solution(zero, jnp.zeros(()), size)
     product = curvature(lower, damping)
     u = solver(name, num_iterations, product)(product, slope)
     rest = optax.tree.norm(optax.tree.sub(product(u), slope))
-    weight = reward_weight(lower, u, centred)
+    weight = reward_weight(other, u, centred)
     return Solution(weight, rest / jnp.where(size > 0, size, 1.0), size)
 
 

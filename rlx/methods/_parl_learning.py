@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from rlx.methods import _on_policy, _parl, _preference
+from rlx.methods import _on_policy, _parl, _parl_implicit, _preference
 from rlx.methods._on_policy_config import OnPolicyConfig
 from rlx.ops import normalization, preference, segments, shuffling
 from rlx.ops.segments import Labels
@@ -50,6 +50,9 @@ class ParlConfig(_preference.PreferenceConfig, OnPolicyConfig):
     """Iterations of conjugate gradients, or terms of the Neumann series."""
     damping: float = 1e-2
     """δ, added to the diagonal of λF."""
+    crossed: bool = True
+    """Whether ∂_θG and curvature of one half of the streams weigh the rewards of the
+    other half; from the same trajectories the product of the three is biased."""
     centred: bool = True
     """Whether the implicit term's weights are compared with those of other streams:
     the same in expectation, with less noise."""
@@ -155,9 +158,7 @@ def make_session(
     def session(learner: LearnerState, batch: Batch, key: Key) -> LearnerState:
         draw_key, choose_key, ask_key, fit_key, more_key = jax.random.split(key, 5)
         params, experience = learner.params["reward"], batch.experience
-        where = segments.draw(
-            draw_key, experience, config.num_candidates, config.segment_length
-        )
+        where = _parl_implicit.draw(config, draw_key, experience, config.num_candidates)
         candidates = segments.cut(experience, where, config.segment_length)
         pairs, index = _preference.choose(
             choose_key, config, reward, params, candidates
@@ -177,20 +178,12 @@ def make_session(
             config.temperature,
         )
         known = _parl.answered(answer, pairs.whole)
+        evidence = [_parl_implicit.Evidence(chosen, utility, known)]
         if config.unlabelled_pairs:
-            utility = utility - _parl.expected_utilities(config.upper, difference)
-        slope = _parl.slope(lower, chosen, config.segment_length, utility, known)
-        if config.unlabelled_pairs:
-            more = expected_slope(config, reward, params, lower, experience, more_key)
-            slope = optax.tree.add(slope, more)
-        solution = _parl.implicit_weight(
-            lower,
-            slope,
-            config.solver,
-            config.solver_iterations,
-            config.damping,
-            config.centred,
-        )
+            guess = _parl.expected_utilities(config.upper, difference)
+            evidence = [evidence[0]._replace(utility=utility - guess)]
+            evidence.append(expectations(config, reward, params, experience, more_key))
+        solution = _parl_implicit.solution(config, lower, evidence)
         learner = learner.replace(stats=learner.stats.replace(labels=labels))
         learner = _ascend(
             config, reward, optimizer, learner, (experience, solution, fit_key)
@@ -215,23 +208,20 @@ def learned_difference(
     return returns[:, 0] - returns[:, 1]
 
 
-def expected_slope(
+def expectations(
     config: ParlConfig,
     reward: _preference.Reward,
     params: Params,
-    lower: _parl.Lower,
     experience: Transition,
     key: Key,
-) -> PyTree:
-    """∂_θ of what the reward expects of the policy's pairs; reads no true reward."""
-    length = config.segment_length
-    where = segments.draw(key, experience, config.unlabelled_pairs, length)
-    pairs = segments.cut(experience, where, length)
-    expected = _parl.expected_utilities(
-        config.upper, learned_difference(reward, params, pairs)
-    )
-    weight = pairs.whole.astype(expected.dtype)
-    return _parl.slope(lower, where, length, expected, weight)
+) -> _parl_implicit.Evidence:
+    """What the reward expects of the policy's pairs; reads no true reward."""
+    number = config.unlabelled_pairs
+    where = _parl_implicit.draw(config, key, experience, number)
+    pairs = segments.cut(experience, where, config.segment_length)
+    difference = learned_difference(reward, params, pairs)
+    expected = _parl.expected_utilities(config.upper, difference)
+    return _parl_implicit.Evidence(where, expected, pairs.whole.astype(expected.dtype))
 
 
 def hypergradient(

@@ -282,24 +282,37 @@ def test_a_plan_spreads_every_budget_over_as_many_batches():
     assert fields["label_capacity"] == 160 and fields["crop"] == 3
 
 
-def test_the_study_of_walker_joins_its_pieces_by_seed():
+def test_the_study_of_walker_joins_its_pieces():
     from experiments.parl import walker
 
-    def piece(seed, value):
-        returns = [[[0.0], [0.0]], [[value], [10 * value]]]  # [points, budgets, seeds]
-        found = {"arm": "pebble", "seeds": [seed], "steps": [0, 8]}
-        metrics = {"agreement": [[0.5], [seed]]}
-        labels = [[25], [50]]
-        return {**found, "returns": returns, "labels": labels, "metrics": metrics,
-                "wall_seconds": 1.0}  # fmt: skip
+    def piece(arm, budget, seeds, *returns):
+        return {
+            "arm": arm,
+            "budget": budget,
+            "seeds": seeds,
+            "steps": [0, 8],
+            "returns": [[[0.0] * len(seeds)], [list(returns)]],
+            "metrics": {"agreement": [list(returns)]},
+            "wall_seconds": 1.0,
+        }
 
-    merged = walker.merge({"pebble/1": piece(1, 2.0), "pebble/0": piece(0, 1.0)})
-    assert set(merged) == {"pebble"}
-    assert merged["pebble"]["seeds"] == [0, 1]
-    assert merged["pebble"]["returns"][-1] == [[1.0, 2.0], [10.0, 20.0]]
-    assert merged["pebble"]["labels"] == [[25, 25], [50, 50]]
-    assert merged["pebble"]["metrics"]["agreement"][1] == [0, 1]
-    assert merged["pebble"]["wall_seconds"] == 2.0
+    pieces = {
+        "a": piece("pebble", 200, [1], 2.0),
+        "b": piece("pebble", 200, [0], 1.0),
+        "c": piece("pebble", 40, [1, 0], 4.0, 3.0),  # seeds trained together
+        "d": piece("surf", 40, [0], 5.0),
+        "e": piece("surf", 200, [0], 6.0),
+        "f": piece("surf", 800, [0], 7.0),  # which PEBBLE lacks
+        "g": piece("sac", 0, [0, 1], 8.0, 9.0),
+    }
+    merged = walker.merge(pieces)
+    assert merged["budgets"] == [40, 200]
+    pebble, sac = (merged["arms"][name] for name in ("pebble", "sac"))
+    assert pebble["seeds"] == [0, 1] and merged["arms"]["surf"]["seeds"] == [0]
+    assert pebble["returns"][-1] == [[3.0, 4.0], [1.0, 2.0]]
+    assert pebble["metrics"]["agreement"] == [[3.0, 4.0], [1.0, 2.0]]
+    assert pebble["wall_seconds"] == 3.0
+    assert sac["returns"] == [[[0.0, 0.0]], [[8.0, 9.0]]]
 
 
 @pytest.mark.slow
@@ -310,9 +323,9 @@ def test_every_arm_of_the_walker_study_is_trained_summarised_and_drawn(tmp_path)
     command += ["--seeds", "0", "--record", str(path)]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
     for arm in ("ppo", "truncated", "likelihood", "utility", "sac", "pebble", "surf"):
-        assert f"{arm}/0 " in first.stdout
+        assert f"{arm}/" in first.stdout
     record = json.loads(path.read_text())
-    assert record["pieces"]["utility/0"]["labels"] == [[25], [25]]
+    assert record["pieces"]["utility/40/0"]["labels"] == [[40]]
     assert path.with_suffix(".png").stat().st_size > 10_000
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "/0 " not in again.stdout
