@@ -59,7 +59,7 @@ PLAN = arms.Plan(
     temperature=0.1,
     crop=5,
     oracle={"temperature": 0.1},
-    bilevel={"cap": 0.3},  # about the cosine of an estimate with the truth: noise.py
+    bilevel={"cap": 0.3},  # not tuned: the term is mostly noise, see noise.py
     evaluations=6,
     episodes=6,
 )

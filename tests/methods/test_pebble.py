@@ -277,8 +277,18 @@ def test_it_learns_from_preferences_which_action_suits_which_observation():
 @pytest.mark.slow
 def test_it_swings_the_pendulum_up_from_160_preferences():
     """At random about -1250, with the true reward -260: see `experiments/parl`."""
-    plan = dataclasses.replace(control.PLAN, budgets=(160,), evaluations=1)
-    env = probe.make("pendulum")
-    returns = np.array(arms.train(plan, "pebble", env, 4)["returns"])
-    assert returns.shape == (2, 1, 4)
-    assert returns[0].mean() < -1000 and returns[-1].mean() > -400, returns
+    plan = dataclasses.replace(control.PLAN, budgets=(160,))
+    make, source, hyper = arms.off_policy(plan, "pebble", probe.make("pendulum"))
+    # The suite compiles without optimisation; this runs long enough to want it.
+    optimised = {"xla_backend_optimization_level": 3}
+    result = train.fit(
+        make,
+        source,
+        num_steps=plan.off_policy_batches * source.steps_per_batch,
+        seeds=2,
+        hyper=hyper,
+        settings=train.Settings(evaluations=1, episodes=16, compiler_options=optimised),
+    )
+    first, last = result.returns
+    assert first.mean() < -1000 and last.mean() > -400, result.returns
+    np.testing.assert_array_equal(result.rows[-1]["train"]["asked"], 160)
