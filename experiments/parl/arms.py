@@ -51,8 +51,8 @@ class Plan:
     """Batches."""
     temperature: float
     """Of PEBBLE and SURF."""
-    crop: int
-    """Of SURF."""
+    semi: Mapping[str, Any]
+    """Of SURF, its crop among them."""
     oracle: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Of SAC on the true reward."""
     bilevel: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -117,8 +117,8 @@ def off_policy(
     own["pretraining_batches"] = plan.pretraining
     length = plan.length
     if arm == "surf":
-        own["crop"] = plan.crop
-        length += 2 * plan.crop
+        own |= plan.semi
+        length += 2 * plan.semi["crop"]
     fields = {**plan.off_policy, **plan.labelled(**own)}
 
     def make(hyper: Mapping[str, jax.Array]) -> Method:

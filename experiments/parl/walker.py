@@ -57,14 +57,14 @@ PLAN = arms.Plan(
     off_policy_batches=4_500,
     pretraining=500,
     temperature=0.1,
-    crop=5,
+    semi={"crop": 5, "unlabelled_ratio": 1, "reward_epochs": 20},  # for its cost
     oracle={"temperature": 0.1},
     bilevel={"cap": 0.3},  # not tuned: the term is mostly noise, see noise.py
     evaluations=6,
     episodes=6,
 )
 """PPO: 204,800 steps. SAC: 72,000, a quarter of a gradient step each."""
-TINY = {"on_policy_batches": 2, "off_policy_batches": 40, "pretraining": 5}
+TINY = {"on_policy_batches": 4, "off_policy_batches": 40, "pretraining": 5}
 TINY |= {"budgets": (20, 40), "evaluations": 1, "episodes": 1}
 
 
@@ -124,7 +124,7 @@ def measure(arguments: argparse.Namespace, plan: arms.Plan, path: Path) -> None:
     pieces = record.setdefault("pieces", {})
     together = arguments.engine != "native"
     groups = [arguments.seeds] if together else [[seed] for seed in arguments.seeds]
-    for budget in sorted(plan.budgets, reverse=True):
+    for budget in sorted(arguments.budgets or plan.budgets, reverse=True):
         own = dataclasses.replace(plan, budgets=(budget,))
         for seeds, arm in itertools.product(groups, arguments.arms):
             labels = 0 if arm in ("ppo", "sac") else budget
@@ -158,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
+    parser.add_argument("--budgets", type=int, nargs="+", help="some of them")
     parser.add_argument("--engine", default="native", choices=("native", "mjx"))
     parser.add_argument("--plot", action="store_true", help="draw, do not measure")
     parser.add_argument("--record", type=Path, help="where to, instead of results/")
