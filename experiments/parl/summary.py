@@ -124,30 +124,34 @@ def draw(record: dict[str, Any], path: Path, steps: tuple[str, str]) -> None:
       path: of the figure.
       steps: what PPO and SAC were trained for, in words.
     """
-    figure = Figure(figsize=(10, 6.6), layout="constrained")
-    axes = figure.subplots(2, 2, sharey="row")
+    several = len(record["budgets"]) > 1
+    figure = Figure(figsize=(10, 6.6 if several else 3.6), layout="constrained")
+    axes = figure.subplots(1 + several, 2, sharey="row", squeeze=False)
     for column, oracle in enumerate(("ppo", "sac")):
         arms = {
             arm: np.array(record["arms"][arm]["returns"])
             for arm, kind in ORACLE.items()
             if kind == oracle and arm in record["arms"]
         }
-        best = record["arms"].get(oracle)
-        top, low = axes[:, column]
+        top, low = axes[0, column], axes[-1, column]
         for arm, returns in arms.items():
             grid = np.array(record["arms"][arm]["steps"]) / 1000
-            _band(top, arm, record["budgets"], returns[-1], "o-")
             _band(low, arm, grid, returns[:, -1], "-")
-        if best:
+            if several:
+                _band(top, arm, record["budgets"], returns[-1], "o-")
+        if oracle in record["arms"]:
+            best = record["arms"][oracle]
             level = np.array(best["returns"])[:, 0].mean(-1)
             grey = {"color": "#333333", "ls": "--", "lw": 1, "label": "true reward"}
-            top.axhline(level[-1], **grey)
             low.plot(np.array(best["steps"]) / 1000, level, **grey)
-        words = f"lower level: {oracle.upper()}, {steps[column]} steps"
-        top.set(title=words, xlabel="labels", xscale="log")
-        top.set_xticks(record["budgets"], [str(x) for x in record["budgets"]])
-        top.minorticks_off()
+            if several:
+                top.axhline(level[-1], **grey)
         low.set(xlabel=f"thousand steps, {max(record['budgets'])} labels")
+        if several:
+            top.set(xlabel="labels", xscale="log")
+            top.set_xticks(record["budgets"], [str(x) for x in record["budgets"]])
+            top.minorticks_off()
+        top.set_title(f"lower level: {oracle.upper()}, {steps[column]} steps")
         top.legend(frameon=False, fontsize=8)
     for axis in axes[:, 0]:
         axis.set_ylabel("true return")
