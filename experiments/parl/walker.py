@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments.parl import arms
 from experiments.parl.summary import draw, summarize
-from experiments.records import origin
+from experiments.records import describe, origin
 
 RESULTS = Path(__file__).parent / "results"
 ARMS = (*arms.ON_POLICY, *arms.OFF_POLICY)
@@ -145,6 +145,10 @@ def report(plan: arms.Plan, path: Path) -> None:
     record = json.loads(path.read_text())
     merged = merge(record["pieces"])
     record["summary"] = summarize(merged)
+    record["summary"]["late"] = {  # single evaluations are of few episodes
+        arm: [describe(row) for row in np.mean(found["returns"][-3:], 0)]
+        for arm, found in merged["arms"].items()
+    }
     path.write_text(json.dumps(record) + "\n")
     print(json.dumps(record["summary"], indent=1))
     batches = plan.on_policy_batches, plan.off_policy_batches
