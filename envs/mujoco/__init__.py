@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from envs.mujoco.task import Task
 from rlx.types import Env
 
 _ENGINES = ("mjx", "native", "warp")
@@ -33,7 +34,7 @@ def names() -> list[str]:
 
 
 def make(
-    name: str,
+    name: str | Task,
     *,
     engine: str | None = None,
     time_limit: int | None = _DEFAULT_LIMIT,
@@ -46,7 +47,7 @@ def make(
     """Return the MuJoCo task `name` as an `Env`.
 
     Args:
-      name: one of `names()`, for instance `"hopper"`.
+      name: one of `names()`, for instance `"hopper"`, or a `Task` of one's own.
       engine: None follows the device: `"native"` on a CPU, `"mjx"` on an accelerator.
         `"native"`: MuJoCo's C code on the CPU, float64, behind one callback for the
         whole batch of environments; equal to Gymnasium to the bit.
@@ -75,7 +76,7 @@ def make(
     from envs.mujoco import catalogue
     from envs.mujoco.naming import check_choice
 
-    task = catalogue.lookup(name)
+    task = name if isinstance(name, Task) else catalogue.lookup(name)
     if engine is None:
         engine = "native" if jax.default_backend() == "cpu" else "mjx"
     check_choice("MuJoCo engine", engine, _ENGINES)

@@ -153,26 +153,27 @@ class Engine:
         """Draw an initial state: `(key) -> (state, observation)`."""
         task, c = self.task, self.context
         qpos, qvel = task.start(c, task.draw(c, key))
-        physics = self._after_reset(qpos, qvel)
+        data = self._data.replace(qpos=_float(qpos), qvel=_float(qvel))
+        data = self._repeat(data, task.settle)
+        physics = self._after_reset(data)
         state = State(
-            qpos=_float(qpos),
-            qvel=_float(qvel),
-            activation=self._data.act,
-            warm_start=jnp.zeros(c.model.nv, jnp.float32),
+            qpos=data.qpos,
+            qvel=data.qvel,
+            activation=data.act,
+            warm_start=data.qacc_warmstart,
             position=_float(task.position(c, physics)),
             step=jnp.int32(0),
         )
         return state, _float(task.observe(c, physics))
 
-    def _after_reset(self, qpos: Array, qvel: Array) -> Physics:
-        """Return what describes a state that was never stepped."""
+    def _after_reset(self, data: Any) -> Physics:
+        """Return what describes a state from which an episode begins."""
         if not self.task.fields:
-            return Physics(qpos=qpos, qvel=qvel)
+            return Physics(qpos=data.qpos, qvel=data.qvel)
         if self.task.after_reset is not None:
-            physics = self.task.after_reset(self.context, qpos, qvel)
+            physics = self.task.after_reset(self.context, data.qpos, data.qvel)
             if physics is not None:
                 return physics
-        data = self._data.replace(qpos=qpos, qvel=qvel)
         with jax.numpy_rank_promotion("allow"):
             return self._read(self._library.forward(self._model, data))
 
@@ -215,13 +216,20 @@ class Engine:
             qacc_warmstart=jnp.where(sane, state.warm_start, start.qacc_warmstart),
             ctrl=jnp.where(sane, action, start.ctrl),
         )
-        with jax.numpy_rank_promotion("allow"):
-            data = jax.lax.fori_loop(
-                0, self.task.frame_skip, lambda _, data: self._substep(data), data
-            )
-            if self.task.contact_forces:
+        data = self._repeat(data, self.task.frame_skip)
+        if self.task.contact_forces:
+            with jax.numpy_rank_promotion("allow"):
                 data = self._library.rne_postconstraint(self._model, data)
         return data
+
+    def _repeat(self, data: Any, count: int) -> Any:
+        """Advance by `count` steps of the physics."""
+        if not count:
+            return data
+        with jax.numpy_rank_promotion("allow"):
+            return jax.lax.fori_loop(
+                0, count, lambda _, data: self._substep(data), data
+            )
 
     def _substep(self, data: Any) -> Any:
         """Advance by one step of the physics."""

@@ -39,27 +39,39 @@ def _assets() -> pathlib.Path:
     return pathlib.Path(spec.origin).parent / "envs" / "mujoco" / "assets"
 
 
+def _find(file: str) -> pathlib.Path:
+    path = pathlib.Path(file)
+    if not path.is_absolute():
+        path = _assets() / file
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The installed gymnasium has no model {file!r}; update it: {_HINT}."
+        )
+    return path
+
+
 def load(file: str) -> Any:
-    """Return the `mujoco.MjModel` of a file of gymnasium's MuJoCo assets.
+    """Return the `mujoco.MjModel` of a task's `model_file`.
 
     Automatic resets on divergence are switched off: a diverged simulation must show.
+
+    Args:
+      file: its name among gymnasium's MuJoCo assets, a path, or MJCF text.
 
     Raises:
       ImportError: mujoco or gymnasium is missing.
       FileNotFoundError: gymnasium lacks this file.
     """
     mujoco = import_mujoco()
-    path = _assets() / file
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"The installed gymnasium has no model {file!r}; update it: {_HINT}."
-        )
     log = mujoco.MjLogConfig.get()
     quiet = mujoco.MjLogConfig.get()
     quiet.logto_console = False  # gymnasium's files use deprecated attributes
     quiet.set()
     try:
-        model = mujoco.MjModel.from_xml_path(str(path))
+        if file.lstrip().startswith("<"):
+            model = mujoco.MjModel.from_xml_string(file)
+        else:
+            model = mujoco.MjModel.from_xml_path(str(_find(file)))
     finally:
         log.set()
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET

@@ -91,7 +91,12 @@ class Simulator:
         if p is None:
             buffers = self._get(len(draws))
             buffers.head[:], buffers.ctrl[:] = head, 0
-            buffers.batch.forward()
+            if task.settle:
+                buffers.batch.step(None, nstep=task.settle)
+                head = buffers.head.copy()
+                head[:, 0] = 0
+            else:
+                buffers.batch.forward()
             p = buffers.physics
         rows = np.concatenate([head, task.position(c, p)], axis=-1)
         return rows, task.observe(c, p).astype(np.float32)
@@ -99,6 +104,8 @@ class Simulator:
     def _after_reset(self, qpos: np.ndarray, qvel: np.ndarray) -> Physics | None:
         """Return what a forward pass would give, where that is known without it."""
         task = self._task
+        if task.settle:
+            return None
         if not task.fields:
             return Physics(qpos=qpos, qvel=qvel)
         if task.after_reset is None:

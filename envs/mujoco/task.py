@@ -54,7 +54,7 @@ class Task:
 
     name: str
     model_file: str
-    """File name among the MuJoCo assets of the gymnasium package."""
+    """A file among the MuJoCo assets of the gymnasium package, a path, or MJCF text."""
     frame_skip: int
     time_limit: int
     options: Mapping[str, Any]
@@ -79,6 +79,8 @@ class Task:
     None, or a function that returns None: the engine runs MuJoCo's forward pass. Tasks
     without derived fields never need one.
     """
+    settle: int = 0
+    """Steps of the physics after `start`, without control, before an episode."""
     contact_forces: bool = False
     """Whether Gymnasium calls `mj_rnePostConstraint` for this task's `cfrc_ext`."""
     camera: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from rlx.methods import _on_policy, _parl, _preference
+from rlx.methods import _on_policy, _parl, _parl_implicit, _preference
 from rlx.methods._on_policy_config import OnPolicyConfig
 from rlx.ops import normalization, preference, segments, shuffling
 from rlx.ops.segments import Labels
@@ -50,6 +50,15 @@ class ParlConfig(_preference.PreferenceConfig, OnPolicyConfig):
     """Iterations of conjugate gradients, or terms of the Neumann series."""
     damping: float = 1e-2
     """δ, added to the diagonal of λF."""
+    crossed: bool = True
+    """Whether ∂_θG and curvature of one half of the streams weigh the rewards of the
+    other half; from the same trajectories the product of the three is biased."""
+    centred: bool = True
+    """Whether the implicit term's weights are compared with those of other streams:
+    the same in expectation, with less noise."""
+    unlabelled_pairs: int = 200
+    """Further pairs of a session, for which nobody is asked: labels correct what the
+    reward expects of them, a control variate of ∂_θG. 0: labelled pairs alone."""
     temperature: float = 0.05
     """λ: price of a nat in standard deviations of the learned reward; never learned."""
     clip: float = 0.2
@@ -147,11 +156,9 @@ def make_session(
     """Asks about fresh pairs, and follows the hypergradient."""
 
     def session(learner: LearnerState, batch: Batch, key: Key) -> LearnerState:
-        draw_key, choose_key, ask_key, fit_key = jax.random.split(key, 4)
+        draw_key, choose_key, ask_key, fit_key, more_key = jax.random.split(key, 5)
         params, experience = learner.params["reward"], batch.experience
-        where = segments.draw(
-            draw_key, experience, config.num_candidates, config.segment_length
-        )
+        where = _parl_implicit.draw(config, draw_key, experience, config.num_candidates)
         candidates = segments.cut(experience, where, config.segment_length)
         pairs, index = _preference.choose(
             choose_key, config, reward, params, candidates
@@ -161,8 +168,7 @@ def make_session(
         pairs = _preference.within_budget(config, labels, pairs)
         labels = segments.write(labels, pairs, answer)
         chosen = jax.tree.map(lambda x: x[index], where)
-        returns = jnp.sum(reward.mean(params, pairs.observation, pairs.action), -1)
-        difference = returns[:, 0] - returns[:, 1]
+        difference = learned_difference(reward, params, pairs)
         utility = _parl.utilities(config.upper, difference, answer.preference)
         lower = _parl.Lower(
             distribution(agent),
@@ -172,10 +178,12 @@ def make_session(
             config.temperature,
         )
         known = _parl.answered(answer, pairs.whole)
-        slope = _parl.slope(lower, chosen, config.segment_length, utility, known)
-        solution = _parl.implicit_weight(
-            lower, slope, config.solver, config.solver_iterations, config.damping
-        )
+        evidence = [_parl_implicit.Evidence(chosen, utility, known)]
+        if config.unlabelled_pairs:
+            guess = _parl.expected_utilities(config.upper, difference)
+            evidence = [evidence[0]._replace(utility=utility - guess)]
+            evidence.append(expectations(config, reward, params, experience, more_key))
+        solution = _parl_implicit.solution(config, lower, evidence)
         learner = learner.replace(stats=learner.stats.replace(labels=labels))
         learner = _ascend(
             config, reward, optimizer, learner, (experience, solution, fit_key)
@@ -190,6 +198,30 @@ def make_session(
         return learner.replace(stats=learner.stats.replace(report=report))
 
     return session
+
+
+def learned_difference(
+    reward: _preference.Reward, params: Params, pairs: segments.Pairs
+) -> Array:
+    """Δ `[N]` under the mean of the members."""
+    returns = jnp.sum(reward.mean(params, pairs.observation, pairs.action), -1)
+    return returns[:, 0] - returns[:, 1]
+
+
+def expectations(
+    config: ParlConfig,
+    reward: _preference.Reward,
+    params: Params,
+    experience: Transition,
+    key: Key,
+) -> _parl_implicit.Evidence:
+    """What the reward expects of the policy's pairs; reads no true reward."""
+    number = config.unlabelled_pairs
+    where = _parl_implicit.draw(config, key, experience, number)
+    pairs = segments.cut(experience, where, config.segment_length)
+    difference = learned_difference(reward, params, pairs)
+    expected = _parl.expected_utilities(config.upper, difference)
+    return _parl_implicit.Evidence(where, expected, pairs.whole.astype(expected.dtype))
 
 
 def hypergradient(
@@ -330,6 +362,10 @@ def check(config: ParlConfig) -> None:
         raise ValueError(
             f"num_candidates={config.num_candidates} is less than the "
             f"{config.queries_per_session} queries of a session"
+        )
+    if config.unlabelled_pairs < 0:
+        raise ValueError(
+            f"unlabelled_pairs must not be negative, got {config.unlabelled_pairs}"
         )
     for name in ("solver_iterations", "upper_steps"):
         if getattr(config, name) < 1:

@@ -1,6 +1,10 @@
 """Exact worlds of policy alignment: hypergradients, and where half of one fails."""
 
+import dataclasses
 import functools
+import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -263,3 +267,67 @@ def test_the_study_of_control_counts_labels_and_samples():
     assert found["ratio"] is None
     assert found["interval_80"] is None
     assert found["arrives"] == [1.0, 0.0]
+
+
+def test_a_plan_spreads_every_budget_over_as_many_batches():
+    from experiments.parl.control import PLAN
+
+    assert PLAN.sessions(60) == {
+        "num_labels": [10, 40, 160],
+        "session_interval": [60.0, 15.0, 3.0],
+    }
+    half = dataclasses.replace(PLAN, asking=0.5, budgets=(30,))
+    assert half.sessions(60)["session_interval"] == [10.0]
+    fields = PLAN.labelled(crop=3)
+    assert fields["label_capacity"] == 160 and fields["crop"] == 3
+
+
+def test_the_study_of_walker_joins_its_pieces():
+    from experiments.parl import walker
+
+    def piece(arm, budget, seeds, *returns):
+        return {
+            "arm": arm,
+            "budget": budget,
+            "seeds": seeds,
+            "steps": [0, 8],
+            "returns": [[[0.0] * len(seeds)], [list(returns)]],
+            "metrics": {"agreement": [list(returns)]},
+            "wall_seconds": 1.0,
+        }
+
+    pieces = {
+        "a": piece("pebble", 200, [1], 2.0),
+        "b": piece("pebble", 200, [0], 1.0),
+        "c": piece("pebble", 40, [1, 0], 4.0, 3.0),  # seeds trained together
+        "d": piece("surf", 40, [0], 5.0),
+        "e": piece("surf", 200, [0], 6.0),
+        "f": piece("surf", 800, [0], 7.0),  # which PEBBLE lacks
+        "g": piece("sac", 0, [0, 1], 8.0, 9.0),
+    }
+    merged = walker.merge(pieces)
+    assert merged["budgets"] == [40, 200]
+    pebble, sac = (merged["arms"][name] for name in ("pebble", "sac"))
+    assert pebble["seeds"] == [0, 1] and merged["arms"]["surf"]["seeds"] == [0]
+    assert pebble["returns"][-1] == [[3.0, 4.0], [1.0, 2.0]]
+    assert pebble["metrics"]["agreement"] == [[3.0, 4.0], [1.0, 2.0]]
+    assert pebble["wall_seconds"] == 3.0
+    assert sac["returns"] == [[[0.0, 0.0]], [[8.0, 9.0]]]
+
+
+@pytest.mark.slow
+def test_the_walker_study_goes_from_one_command_to_its_figure(tmp_path):
+    """A few batches of three arms; what the record holds is not trained again."""
+    path = tmp_path / "walker.json"
+    command = [sys.executable, "-m", "experiments.parl.walker", "--tiny"]
+    command += ["--arms", "ppo", "truncated", "utility", "--seeds", "0"]
+    command += ["--record", str(path)]
+    first = subprocess.run(command, capture_output=True, text=True, check=True)
+    for piece in ("ppo/0/0 ", "truncated/20/0 ", "utility/40/0 "):
+        assert piece in first.stdout
+    record = json.loads(path.read_text())
+    assert record["pieces"]["utility/40/0"]["labels"] == [[40]]
+    assert "utility / truncated" in record["summary"]["samples"]
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "/0 " not in again.stdout

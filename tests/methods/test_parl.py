@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from envs import probe
 from rlx import train
 from rlx.data.rollout import rollout
-from rlx.methods import _parl, _parl_learning, _preference, parl
+from rlx.methods import _parl, _parl_implicit, _parl_learning, _preference, parl
 from rlx.ops import distributions, policy_dependence, preference
 from rlx.ops.segments import Where
 from rlx.types import Transition
@@ -29,6 +29,7 @@ SMALL = {
     "session_interval": 2,
     "num_candidates": 4,
     "upper_steps": 3,
+    "unlabelled_pairs": 6,
 }
 
 
@@ -192,6 +193,118 @@ def test_sums_begin_anew_with_an_episode():
 # ------------------------------------------------------------------------ the method
 
 
+def test_centred_weights_are_unbiased_where_the_policy_ends_episodes(
+    rewards, double_precision
+):
+    """All 64 pairs of streams; action 1 in the first state ends an episode."""
+    lower, (_, reward) = world(), rewards
+    first = lower.trajectories.first.at[1].set(ACTIONS.T[0] == 1)
+    u = jnp.asarray([[0.3, -0.3], [-0.2, 0.5]])
+    sums = {False: [], True: []}
+    for pair in itertools.product(range(8), repeat=2):
+        index = jnp.array(pair)
+        seen = _parl.Trajectories(
+            *(jnp.asarray(x)[:, index] for x in (states(), ACTIONS.T, first))
+        )
+        two = lower._replace(trajectories=seen)
+        for centred, found in sums.items():
+            weight = _parl.reward_weight(two, u, centred) * jnp.sum(seen.first)
+            found.append(float(jnp.sum(weight * reward[:, index])))
+    np.testing.assert_allclose(np.mean(sums[True]), np.mean(sums[False]), atol=1e-12)
+    assert abs(np.mean(sums[False])) > 0.01
+    assert np.abs(np.subtract(sums[True], sums[False])).max() > 0.01
+
+
+def test_unlabelled_pairs_are_a_control_variate(generator, double_precision):
+    """What is expected is the mean over answers, and leaves the slope where it was."""
+    difference = jnp.asarray(generator.normal(size=64))
+    p = jax.nn.sigmoid(difference)[:, None]
+    for upper in ("utility", "likelihood"):
+        answers = jnp.zeros(64), jnp.ones(64)
+        either = [_parl.utilities(upper, difference, y) for y in answers]
+        expected = _parl.expected_utilities(upper, difference)
+        np.testing.assert_allclose(expected, (1 - p) * either[0] + p * either[1])
+    pairs = Where(
+        start=jnp.zeros((64, 2), int),
+        stream=jnp.asarray(generator.integers(0, 8, (64, 2))),
+    )
+    utility = jnp.asarray(generator.normal(size=(64, 2)))
+    one = jnp.ones(64)
+    whole, left, rest = (
+        _parl.slope(world(), pairs, STEPS, x, one)
+        for x in (utility, utility - expected, expected)
+    )
+    np.testing.assert_allclose(left + rest, whole, atol=1e-12)
+    assert np.abs(rest).max() > 1e-3
+
+
+def batch_of(streams, utility):
+    """Some of the trajectories, in pairs of neighbours with utilities `[N, 2]`."""
+    lower = world()
+    seen = jax.tree.map(lambda x: x[:, streams], lower.trajectories)
+    stream = jnp.arange(streams.shape[0]).reshape(-1, 2)
+    where = Where(start=jnp.zeros_like(stream), stream=stream)
+    evidence = _parl_implicit.Evidence(where, utility, jnp.ones(stream.shape[0]))
+    return lower._replace(trajectories=seen), evidence
+
+
+def test_crossing_halves_removes_the_bias_of_few_trajectories(double_precision):
+    """The mean over all batches of four streams: one half's u, the other's rewards.
+
+    Within a half u is what it is; independent of the rewards it weighs, the product's
+    mean is the product of the means. From the same streams it is something else.
+    """
+    config = parl.Config(**{**SMALL, "segment_length": STEPS, "solver": "dense"})
+    config = dataclasses.replace(config, damping=0.1, centred=False)
+    nu = jnp.asarray([[1.0, -0.5], [0.3, 2.0]])
+    reward = jnp.asarray(nu[states(), ACTIONS.T])
+    worth = jnp.asarray(ACTIONS @ np.array([1.0, 0.3, -2.0]))
+
+    def term(streams, crossed):
+        own = dataclasses.replace(config, crossed=crossed)
+        lower, pairs = batch_of(streams, worth[streams].reshape(-1, 2))
+        weight = _parl_implicit.solution(own, lower, [pairs]).weight
+        return jnp.sum(weight * reward[:, streams])
+
+    def solved(streams):
+        lower, pairs = batch_of(streams, worth[streams].reshape(-1, 2))
+        slope = _parl.slope(lower, pairs.where, STEPS, pairs.utility, pairs.weight)
+        product = _parl.curvature(lower, 0.1)
+        matrix = jax.vmap(lambda v: product(v.reshape(2, 2)).ravel())(jnp.eye(4))
+        return jnp.linalg.solve(matrix, slope.ravel()).reshape(2, 2)
+
+    def all_of(number):
+        return jnp.asarray(list(itertools.product(range(8), repeat=number)))
+
+    u = jnp.mean(jax.vmap(solved)(all_of(2)), 0)
+    weight = _parl.reward_weight(world(), u, centred=False)
+    expected = float(jnp.sum(weight * reward))
+    crossed, same = (
+        float(jnp.mean(jax.jit(jax.vmap(lambda x, c=c: term(x, c)))(all_of(4))))
+        for c in (True, False)
+    )
+    np.testing.assert_allclose(crossed, expected, rtol=1e-9)
+    assert abs(same - expected) > 0.1 * abs(expected)
+
+
+def test_both_segments_of_a_pair_lie_in_one_half(generator):
+    config = parl.Config(**SMALL)
+    zero = jnp.zeros((8, 5))
+    seen = Transition(zero, zero, zero, zero + 1, zero > 0, zero)
+    key = jax.random.key(0)
+    where = _parl_implicit.draw(config, key, seen, 41)
+    left = np.asarray(where.stream) < 2
+    np.testing.assert_array_equal(left[:, 0], left[:, 1])
+    assert left[:, 0].sum() == 21 and set(np.unique(where.stream)) == set(range(5))
+    assert (where.stream[:, 0] != where.stream[:, 1]).all()
+    alone = dataclasses.replace(config, crossed=False)
+    stream = np.asarray(_parl_implicit.draw(alone, key, seen, 41).stream) < 2
+    assert (stream[:, 0] != stream[:, 1]).any()
+    few = jax.tree.map(lambda x: x[:, :3], seen)
+    with pytest.raises(ValueError, match="num_envs to 4.*crossed to False"):
+        _parl_implicit.draw(config, key, few, 8)
+
+
 @pytest.fixture(scope="module")
 def terms():
     """Both terms on some labels and trajectories, and the reward."""
@@ -318,6 +431,7 @@ def test_the_true_reward_is_read_by_the_teacher_alone():
         ({"kappa": -1.0}, "kappa must not be negative"),
         ({"recurrent_size": 4}, "without memory"),
         ({"upper_steps": 0}, "upper_steps"),
+        ({"unlabelled_pairs": -1}, "unlabelled_pairs"),
         ({"segment_length": 9}, "longer than an episode"),
     ],
 )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from envs import probe
+from experiments.parl import arms, control
 from rlx import learner, train
 from rlx.data.segments import segments
 from rlx.methods import _off_policy, _pebble_learning, _preference, pebble
@@ -271,3 +272,23 @@ def test_it_learns_from_preferences_which_action_suits_which_observation():
     keys = jax.random.split(jax.random.key(0), off_policy.SEEDS)
     actions = np.asarray(jax.jit(lambda: jax.lax.map(one, keys))())
     off_policy.assert_best(actions, tolerance=0.2)
+
+
+@pytest.mark.slow
+def test_it_swings_the_pendulum_up_from_160_preferences():
+    """At random about -1250, with the true reward -260: see `experiments/parl`."""
+    plan = dataclasses.replace(control.PLAN, budgets=(160,))
+    make, source, hyper = arms.off_policy(plan, "pebble", probe.make("pendulum"))
+    # The suite compiles without optimisation; this runs long enough to want it.
+    optimised = {"xla_backend_optimization_level": 3}
+    result = train.fit(
+        make,
+        source,
+        num_steps=plan.off_policy_batches * source.steps_per_batch,
+        seeds=2,
+        hyper=hyper,
+        settings=train.Settings(evaluations=1, episodes=16, compiler_options=optimised),
+    )
+    first, last = result.returns
+    assert first.mean() < -1000 and last.mean() > -400, result.returns
+    np.testing.assert_array_equal(result.rows[-1]["train"]["asked"], 160)
