@@ -116,27 +116,47 @@ def ratio(curves: list[np.ndarray], grid: np.ndarray, goal: float) -> dict[str, 
     }
 
 
-def draw(record: dict[str, Any], path: Path) -> None:
-    """Final return against labels, one panel for each lower level."""
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    axes = figure.subplots(1, 2)
-    titles = ("lower level: PPO, 120,000 steps", "lower level: SAC, 12,000 steps")
-    for axis, oracle, title in zip(axes, ("ppo", "sac"), titles, strict=True):
-        for arm, kind in ORACLE.items():
-            if kind == oracle and arm in record["arms"]:
-                final = np.array(record["arms"][arm]["returns"][-1])
-                middle = final.mean(1)
-                axis.plot(
-                    record["budgets"], middle, "o-", color=COLOURS[arm],
-                    label=NAMES[arm],
-                )  # fmt: skip
-                axis.fill_between(
-                    record["budgets"], final.min(1), final.max(1),
-                    color=COLOURS[arm], alpha=0.15, lw=0,
-                )  # fmt: skip
-        if oracle in record["arms"]:
-            level = np.mean(record["arms"][oracle]["returns"][-1])
-            axis.axhline(level, color="#333333", ls="--", lw=1, label="true reward")
-        axis.set(title=title, xlabel="labels", ylabel="true return", xscale="log")
-        axis.legend(frameon=False, fontsize=8)
+def draw(record: dict[str, Any], path: Path, steps: tuple[str, str]) -> None:
+    """Final return against labels, and return against steps with the most labels.
+
+    Args:
+      record: its `arms` and `budgets`.
+      path: of the figure.
+      steps: what PPO and SAC were trained for, in words.
+    """
+    figure = Figure(figsize=(10, 6.6), layout="constrained")
+    axes = figure.subplots(2, 2, sharey="row")
+    for column, oracle in enumerate(("ppo", "sac")):
+        arms = {
+            arm: np.array(record["arms"][arm]["returns"])
+            for arm, kind in ORACLE.items()
+            if kind == oracle and arm in record["arms"]
+        }
+        best = record["arms"].get(oracle)
+        top, low = axes[:, column]
+        for arm, returns in arms.items():
+            grid = np.array(record["arms"][arm]["steps"]) / 1000
+            _band(top, arm, record["budgets"], returns[-1], "o-")
+            _band(low, arm, grid, returns[:, -1], "-")
+        if best:
+            level = np.array(best["returns"])[:, 0].mean(-1)
+            grey = {"color": "#333333", "ls": "--", "lw": 1, "label": "true reward"}
+            top.axhline(level[-1], **grey)
+            low.plot(np.array(best["steps"]) / 1000, level, **grey)
+        words = f"lower level: {oracle.upper()}, {steps[column]} steps"
+        top.set(title=words, xlabel="labels", xscale="log")
+        top.set_xticks(record["budgets"], [str(x) for x in record["budgets"]])
+        top.minorticks_off()
+        low.set(xlabel=f"thousand steps, {max(record['budgets'])} labels")
+        top.legend(frameon=False, fontsize=8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("true return")
     figure.savefig(path, dpi=110)
+
+
+def _band(axis: Any, arm: str, grid: Any, returns: np.ndarray, style: str) -> None:
+    """The mean over seeds, within the least and the greatest."""
+    axis.plot(grid, returns.mean(1), style, color=COLOURS[arm], label=NAMES[arm])
+    axis.fill_between(
+        grid, returns.min(1), returns.max(1), color=COLOURS[arm], alpha=0.15, lw=0
+    )

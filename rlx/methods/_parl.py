@@ -93,12 +93,18 @@ def utilities(upper: str, difference: Array, preferred: Array) -> Array:
     return jnp.stack([fit, fit], 1)
 
 
+def expected_utilities(upper: str, difference: Array) -> Array:
+    """What the reward itself expects of `utilities`, `[N, 2]`, without a label."""
+    return utilities(upper, difference, jax.nn.sigmoid(difference))
+
+
 def slope(
     lower: Lower, where: Where, length: int, utility: Array, weight: Array
 ) -> PyTree:
     """∂_θ E[U(τ₀) + U(τ₁)], a pytree like θ, by the score function.
 
-    Of each U the mean over the *other* pairs is subtracted, which is unbiased.
+    Of each U the mean over the *other* pairs is subtracted, which is unbiased for pairs
+    of their own trajectories; pairs that share some make the estimate a little short.
 
     Args:
       lower: the policy and its trajectories.
@@ -166,7 +172,12 @@ def _largest_eigenvalue(product: MatrixVector, start: PyTree) -> Array:
 
 
 def implicit_weight(
-    lower: Lower, slope: PyTree, name: str, num_iterations: int, damping: float | Array
+    lower: Lower,
+    slope: PyTree,
+    name: str,
+    num_iterations: int,
+    damping: float | Array,
+    centred: bool = False,
 ) -> Solution:
     """Solves (λ F + δ I) u = ∂_θG and carries u over to a weight of every reward.
 
@@ -176,6 +187,7 @@ def implicit_weight(
       name: one of `SOLVERS`; "none" gives weights of 0.
       num_iterations: of the solver.
       damping: δ.
+      centred: see `reward_weight`.
     """
     seen = lower.trajectories
     size = optax.tree.norm(slope)
@@ -185,11 +197,32 @@ def implicit_weight(
     product = curvature(lower, damping)
     u = solver(name, num_iterations, product)(product, slope)
     rest = optax.tree.norm(optax.tree.sub(product(u), slope))
-    _, tangent = jax.jvp(lambda p: log_prob(lower, p), (lower.params,), (u,))
-    moved = dependence.episode_sum(tangent, seen.first)
-    discount = dependence.episode_discount(seen.first, lower.gamma)
-    weight = jax.lax.stop_gradient(discount * moved / jnp.sum(seen.first))
+    weight = reward_weight(lower, u, centred)
     return Solution(weight, rest / jnp.where(size > 0, size, 1.0), size)
+
+
+def reward_weight(lower: Lower, u: PyTree, centred: bool) -> Array:
+    """Weights w γʰ / episodes `[T, B]`: the gradient of Σ w r_ν is ∂²_{νθ}V u.
+
+    Weights add up scores, whose expectation is 0 at every step. Of each the mean over
+    the *other* streams at that step may be subtracted: the same in expectation, and
+    with less noise, for the rewards of one step are much alike.
+
+    Args:
+      lower: the policy and its trajectories.
+      u: a pytree like θ.
+      centred: whether to subtract that mean.
+    """
+    first = lower.trajectories.first
+    _, tangent = jax.jvp(lambda p: log_prob(lower, p), (lower.params,), (u,))
+    moved = dependence.episode_sum(tangent, first)
+    if centred:
+        # Of mean 0 always: not cut where an episode ends, which the policy may decide.
+        total = jnp.cumsum(tangent, 0)
+        others = jnp.sum(total, 1, keepdims=True) - total
+        moved = moved - others / max(total.shape[1] - 1, 1)
+    discount = dependence.episode_discount(first, lower.gamma)
+    return jax.lax.stop_gradient(discount * moved / jnp.sum(first))
 
 
 def combine(

@@ -50,6 +50,12 @@ class ParlConfig(_preference.PreferenceConfig, OnPolicyConfig):
     """Iterations of conjugate gradients, or terms of the Neumann series."""
     damping: float = 1e-2
     """δ, added to the diagonal of λF."""
+    centred: bool = True
+    """Whether the implicit term's weights are compared with those of other streams:
+    the same in expectation, with less noise."""
+    unlabelled_pairs: int = 200
+    """Further pairs of a session, for which nobody is asked: labels correct what the
+    reward expects of them, a control variate of ∂_θG. 0: labelled pairs alone."""
     temperature: float = 0.05
     """λ: price of a nat in standard deviations of the learned reward; never learned."""
     clip: float = 0.2
@@ -147,7 +153,7 @@ def make_session(
     """Asks about fresh pairs, and follows the hypergradient."""
 
     def session(learner: LearnerState, batch: Batch, key: Key) -> LearnerState:
-        draw_key, choose_key, ask_key, fit_key = jax.random.split(key, 4)
+        draw_key, choose_key, ask_key, fit_key, more_key = jax.random.split(key, 5)
         params, experience = learner.params["reward"], batch.experience
         where = segments.draw(
             draw_key, experience, config.num_candidates, config.segment_length
@@ -161,8 +167,7 @@ def make_session(
         pairs = _preference.within_budget(config, labels, pairs)
         labels = segments.write(labels, pairs, answer)
         chosen = jax.tree.map(lambda x: x[index], where)
-        returns = jnp.sum(reward.mean(params, pairs.observation, pairs.action), -1)
-        difference = returns[:, 0] - returns[:, 1]
+        difference = learned_difference(reward, params, pairs)
         utility = _parl.utilities(config.upper, difference, answer.preference)
         lower = _parl.Lower(
             distribution(agent),
@@ -172,9 +177,19 @@ def make_session(
             config.temperature,
         )
         known = _parl.answered(answer, pairs.whole)
+        if config.unlabelled_pairs:
+            utility = utility - _parl.expected_utilities(config.upper, difference)
         slope = _parl.slope(lower, chosen, config.segment_length, utility, known)
+        if config.unlabelled_pairs:
+            more = expected_slope(config, reward, params, lower, experience, more_key)
+            slope = optax.tree.add(slope, more)
         solution = _parl.implicit_weight(
-            lower, slope, config.solver, config.solver_iterations, config.damping
+            lower,
+            slope,
+            config.solver,
+            config.solver_iterations,
+            config.damping,
+            config.centred,
         )
         learner = learner.replace(stats=learner.stats.replace(labels=labels))
         learner = _ascend(
@@ -190,6 +205,33 @@ def make_session(
         return learner.replace(stats=learner.stats.replace(report=report))
 
     return session
+
+
+def learned_difference(
+    reward: _preference.Reward, params: Params, pairs: segments.Pairs
+) -> Array:
+    """Δ `[N]` under the mean of the members."""
+    returns = jnp.sum(reward.mean(params, pairs.observation, pairs.action), -1)
+    return returns[:, 0] - returns[:, 1]
+
+
+def expected_slope(
+    config: ParlConfig,
+    reward: _preference.Reward,
+    params: Params,
+    lower: _parl.Lower,
+    experience: Transition,
+    key: Key,
+) -> PyTree:
+    """∂_θ of what the reward expects of the policy's pairs; reads no true reward."""
+    length = config.segment_length
+    where = segments.draw(key, experience, config.unlabelled_pairs, length)
+    pairs = segments.cut(experience, where, length)
+    expected = _parl.expected_utilities(
+        config.upper, learned_difference(reward, params, pairs)
+    )
+    weight = pairs.whole.astype(expected.dtype)
+    return _parl.slope(lower, where, length, expected, weight)
 
 
 def hypergradient(
@@ -330,6 +372,10 @@ def check(config: ParlConfig) -> None:
         raise ValueError(
             f"num_candidates={config.num_candidates} is less than the "
             f"{config.queries_per_session} queries of a session"
+        )
+    if config.unlabelled_pairs < 0:
+        raise ValueError(
+            f"unlabelled_pairs must not be negative, got {config.unlabelled_pairs}"
         )
     for name in ("solver_iterations", "upper_steps"):
         if getattr(config, name) < 1:

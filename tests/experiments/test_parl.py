@@ -1,6 +1,10 @@
 """Exact worlds of policy alignment: hypergradients, and where half of one fails."""
 
+import dataclasses
 import functools
+import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -263,3 +267,52 @@ def test_the_study_of_control_counts_labels_and_samples():
     assert found["ratio"] is None
     assert found["interval_80"] is None
     assert found["arrives"] == [1.0, 0.0]
+
+
+def test_a_plan_spreads_every_budget_over_as_many_batches():
+    from experiments.parl.control import PLAN
+
+    assert PLAN.sessions(60) == {
+        "num_labels": [10, 40, 160],
+        "session_interval": [60.0, 15.0, 3.0],
+    }
+    half = dataclasses.replace(PLAN, asking=0.5, budgets=(30,))
+    assert half.sessions(60)["session_interval"] == [10.0]
+    fields = PLAN.labelled(crop=3)
+    assert fields["label_capacity"] == 160 and fields["crop"] == 3
+
+
+def test_the_study_of_walker_joins_its_pieces_by_seed():
+    from experiments.parl import walker
+
+    def piece(seed, value):
+        returns = [[[0.0], [0.0]], [[value], [10 * value]]]  # [points, budgets, seeds]
+        found = {"arm": "pebble", "seeds": [seed], "steps": [0, 8]}
+        metrics = {"agreement": [[0.5], [seed]]}
+        labels = [[25], [50]]
+        return {**found, "returns": returns, "labels": labels, "metrics": metrics,
+                "wall_seconds": 1.0}  # fmt: skip
+
+    merged = walker.merge({"pebble/1": piece(1, 2.0), "pebble/0": piece(0, 1.0)})
+    assert set(merged) == {"pebble"}
+    assert merged["pebble"]["seeds"] == [0, 1]
+    assert merged["pebble"]["returns"][-1] == [[1.0, 2.0], [10.0, 20.0]]
+    assert merged["pebble"]["labels"] == [[25, 25], [50, 50]]
+    assert merged["pebble"]["metrics"]["agreement"][1] == [0, 1]
+    assert merged["pebble"]["wall_seconds"] == 2.0
+
+
+@pytest.mark.slow
+def test_every_arm_of_the_walker_study_is_trained_summarised_and_drawn(tmp_path):
+    """Two batches of each, from one command to the figure; nothing is trained twice."""
+    path = tmp_path / "walker.json"
+    command = [sys.executable, "-m", "experiments.parl.walker", "--tiny"]
+    command += ["--seeds", "0", "--record", str(path)]
+    first = subprocess.run(command, capture_output=True, text=True, check=True)
+    for arm in ("ppo", "truncated", "likelihood", "utility", "sac", "pebble", "surf"):
+        assert f"{arm}/0 " in first.stdout
+    record = json.loads(path.read_text())
+    assert record["pieces"]["utility/0"]["labels"] == [[25], [25]]
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "/0 " not in again.stdout

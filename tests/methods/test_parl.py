@@ -29,6 +29,7 @@ SMALL = {
     "session_interval": 2,
     "num_candidates": 4,
     "upper_steps": 3,
+    "unlabelled_pairs": 6,
 }
 
 
@@ -192,6 +193,51 @@ def test_sums_begin_anew_with_an_episode():
 # ------------------------------------------------------------------------ the method
 
 
+def test_centred_weights_are_unbiased_where_the_policy_ends_episodes(
+    rewards, double_precision
+):
+    """All 64 pairs of streams; action 1 in the first state ends an episode."""
+    lower, (_, reward) = world(), rewards
+    first = lower.trajectories.first.at[1].set(ACTIONS.T[0] == 1)
+    u = jnp.asarray([[0.3, -0.3], [-0.2, 0.5]])
+    sums = {False: [], True: []}
+    for pair in itertools.product(range(8), repeat=2):
+        index = jnp.array(pair)
+        seen = _parl.Trajectories(
+            *(jnp.asarray(x)[:, index] for x in (states(), ACTIONS.T, first))
+        )
+        two = lower._replace(trajectories=seen)
+        for centred, found in sums.items():
+            weight = _parl.reward_weight(two, u, centred) * jnp.sum(seen.first)
+            found.append(float(jnp.sum(weight * reward[:, index])))
+    np.testing.assert_allclose(np.mean(sums[True]), np.mean(sums[False]), atol=1e-12)
+    assert abs(np.mean(sums[False])) > 0.01
+    assert np.abs(np.subtract(sums[True], sums[False])).max() > 0.01
+
+
+def test_unlabelled_pairs_are_a_control_variate(generator, double_precision):
+    """What is expected is the mean over answers, and leaves the slope where it was."""
+    difference = jnp.asarray(generator.normal(size=64))
+    p = jax.nn.sigmoid(difference)[:, None]
+    for upper in ("utility", "likelihood"):
+        answers = jnp.zeros(64), jnp.ones(64)
+        either = [_parl.utilities(upper, difference, y) for y in answers]
+        expected = _parl.expected_utilities(upper, difference)
+        np.testing.assert_allclose(expected, (1 - p) * either[0] + p * either[1])
+    pairs = Where(
+        start=jnp.zeros((64, 2), int),
+        stream=jnp.asarray(generator.integers(0, 8, (64, 2))),
+    )
+    utility = jnp.asarray(generator.normal(size=(64, 2)))
+    one = jnp.ones(64)
+    whole, left, rest = (
+        _parl.slope(world(), pairs, STEPS, x, one)
+        for x in (utility, utility - expected, expected)
+    )
+    np.testing.assert_allclose(left + rest, whole, atol=1e-12)
+    assert np.abs(rest).max() > 1e-3
+
+
 @pytest.fixture(scope="module")
 def terms():
     """Both terms on some labels and trajectories, and the reward."""
@@ -318,6 +364,7 @@ def test_the_true_reward_is_read_by_the_teacher_alone():
         ({"kappa": -1.0}, "kappa must not be negative"),
         ({"recurrent_size": 4}, "without memory"),
         ({"upper_steps": 0}, "upper_steps"),
+        ({"unlabelled_pairs": -1}, "unlabelled_pairs"),
         ({"segment_length": 9}, "longer than an episode"),
     ],
 )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from envs import probe
+from experiments.parl import arms, control
 from rlx import learner, train
 from rlx.data.segments import segments
 from rlx.methods import _off_policy, _pebble_learning, _preference, pebble
@@ -271,3 +272,13 @@ def test_it_learns_from_preferences_which_action_suits_which_observation():
     keys = jax.random.split(jax.random.key(0), off_policy.SEEDS)
     actions = np.asarray(jax.jit(lambda: jax.lax.map(one, keys))())
     off_policy.assert_best(actions, tolerance=0.2)
+
+
+@pytest.mark.slow
+def test_it_swings_the_pendulum_up_from_160_preferences():
+    """At random about -1250, with the true reward -260: see `experiments/parl`."""
+    plan = dataclasses.replace(control.PLAN, budgets=(160,), evaluations=1)
+    env = probe.make("pendulum")
+    returns = np.array(arms.train(plan, "pebble", env, 4)["returns"])
+    assert returns.shape == (2, 1, 4)
+    assert returns[0].mean() < -1000 and returns[-1].mean() > -400, returns
