@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 
-from envs.mujoco.task import Context, Outcome, Physics, Task
+from envs.mujoco.task import Context, Outcome, Physics, Task, nowhere
 from envs.tabletop.reward import closeness
 
 MODELS = pathlib.Path(__file__).with_name("models")
@@ -173,10 +173,6 @@ def _outcome(
     return Outcome(reward, xp.zeros(reward.shape, bool), info)
 
 
-def _nowhere(c: Context, p: Physics) -> Any:
-    return p.qpos[..., :0]
-
-
 def _make(name: str, layout: Layout) -> Task:
     return Task(
         name=f"tabletop/{name}",
@@ -187,7 +183,7 @@ def _make(name: str, layout: Layout) -> Task:
         draw=functools.partial(_draw, len(layout.place)),
         start=functools.partial(_start, layout),
         observe=functools.partial(_observe, layout),
-        position=_nowhere,
+        position=nowhere,
         outcome=functools.partial(_outcome, layout),
         info=("success", "reach", "moved"),
         fields=FIELDS,
