@@ -205,9 +205,17 @@ def draw(record: dict[str, Any], path: Path) -> None:
             axis.set(ylim=(-0.03, 1.03), xlabel="thousand steps")
             if row == 0:
                 axis.set_title(task.replace("_", " "))
+            if not axis.lines:
+                axis.set_axis_off()
         axes[row, 0].set_ylabel("share of episodes solved")
-        if axes[row, 0].lines:
-            axes[row, 0].legend(frameon=False, fontsize=8)
+    shown = {
+        label: handle
+        for axis in axes.flat
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        shown.values(), shown, loc="outside lower center", ncols=6, frameon=False
+    )
     figure.savefig(path, dpi=110)
 
 

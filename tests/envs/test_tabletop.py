@@ -220,7 +220,7 @@ def test_the_scripted_controller_succeeds(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_random_actions_rarely_succeed(name):
-    run = unroll(name, uniform, episodes=200)
+    run = unroll(name, uniform, episodes=100)
     assert run.steps.info["success"].any(0).mean() < 0.05
     assert (
         run.steps.reward.sum(0).mean()
@@ -386,8 +386,8 @@ def test_an_episode_is_cut_at_its_limit_and_never_ends():
 def test_mjx_follows_native(name):
     """The same resets; a whole demonstration drifts apart by less than a millimetre.
 
-    And from each of its states one step differs by float32 rounding alone, but that
-    contacts carry it into velocities.
+    And from each of its states one step leads to the same places but for 5e-4 (metres,
+    or shares of a way); contacts carry float32 rounding further into velocities.
     """
     env, twin = tabletop.make(name, engine="mjx"), tabletop.make(name)
     assert env.spec == twin.spec
@@ -412,7 +412,7 @@ def test_mjx_follows_native(name):
         seen = theirs.observation
         places = np.r_[0:4, 7:14]
         np.testing.assert_allclose(
-            alone.observation[:, places], seen[:, places], atol=1e-4, err_msg=f"{i}"
+            alone.observation[:, places], seen[:, places], atol=5e-4, err_msg=f"{i}"
         )
         np.testing.assert_allclose(alone.reward, theirs.reward, atol=2e-3)
         solved += theirs.info["success"].sum()
@@ -424,7 +424,10 @@ def test_mjx_follows_native(name):
 # ---------------------------------------------------------------- rewards from labels
 
 
-@pytest.mark.parametrize("method", [pebble, surf], ids=["pebble", "surf"])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(pebble, id="pebble"), pytest.param(surf, id="surf", marks=slow)],
+)
 def test_a_reward_is_learned_from_preferences(method):
     """A few batches run through sessions, and the labels are used."""
     env = tabletop.make("button_press")
