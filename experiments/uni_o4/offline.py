@@ -58,7 +58,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "short": {},
 }
 """Arm -> fields of Uni-O4 that differ."""
-SHORT = {"short": 400}
+SHORT = {"short": 200}
 """Arm -> gradient steps of the offline improvement, where they are not those of all."""
 FRESH_SEEDS = {"short": 3}
 """Arm -> its first seed: what seeds 0 to 2 of Uni-O4 showed chose its setting."""
