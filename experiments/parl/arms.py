@@ -154,15 +154,20 @@ def train(plan: Plan, arm: str, env: Env, seeds: int | Sequence[int]) -> dict[st
     last = {
         name: np.reshape(values, shape)
         for name, values in result.rows[-1]["train"].items()
-        if name in ("asked", *KEPT)
+        if name in KEPT
     }
     returns = result.returns.reshape(len(result.steps), *shape)
     return {
         "steps": result.steps.tolist(),
         "returns": np.round(returns, 2).tolist(),
-        "labels": last["asked"].tolist() if "asked" in last else None,
+        "labels": _asked(result).reshape(shape).tolist() if hyper else None,
         "metrics": {
             name: np.round(last[name], 4).tolist() for name in KEPT if name in last
         },
         "wall_seconds": round(time.perf_counter() - began, 1),
     }
+
+
+def _asked(result: Any) -> np.ndarray:
+    """Queries of every run, at its end."""
+    return np.asarray(result.state.learner.stats.labels.asked)

@@ -55,8 +55,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "moving": {},
     "fast_steps": {},
     "warm": {},
+    "short": {},
 }
 """Arm -> fields of Uni-O4 that differ."""
+SHORT = {"short": 200}
+"""Arm -> gradient steps of the offline improvement, where they are not those of all."""
+FRESH_SEEDS = {"short": 3}
+"""Arm -> its first seed: what seeds 0 to 2 of Uni-O4 showed chose its setting."""
 SAME_IMPROVEMENT = ("moving", "fast_steps", "warm")
 """Arms that differ only online: they take over the first two phases."""
 SAME_FOUNDATION = ("always_replace", "one_step", "visited", *SAME_IMPROVEMENT)
@@ -66,6 +71,7 @@ ONLINE: dict[str, dict[str, Any]] = {
     "moving": {"update_observation_moments": True},
     "fast_steps": {"learning_rate": 1e-4, "clip": 0.1},
     "warm": {"policy_warmup_steps": 400},
+    "short": {},
 }
 """Arms that go on online -> fields of PPO that differ."""
 ARMS = (*BASELINES, *ABLATIONS, "ppo")
@@ -171,13 +177,17 @@ def phases(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
     ):
         if arm in arms and (shared / phase).exists() and not (out / phase).exists():
             shutil.copytree(shared / phase, out / phase)
-    steps = BUDGET.online_steps if arm in ONLINE else 0
+    budget = dataclasses.replace(
+        BUDGET,
+        improvement_steps=SHORT.get(arm, BUDGET.improvement_steps),
+        online_steps=BUDGET.online_steps if arm in ONLINE else 0,
+    )
     outcome = offline_to_online.fit(
         data,
         envs.make(task),
         config=config,
         online=offline_to_online.online_config(config, **ONLINE.get(arm, {})),
-        budget=dataclasses.replace(BUDGET, online_steps=steps),
+        budget=budget,
         is_terminal=TASKS[task],
         seeds=seeds,
         save_to=out,
@@ -196,6 +206,7 @@ def phases(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
         "gate": metrics_of(outcome.improvement, gate),
         "foundation": metrics_of(outcome.foundation, ("model_error", "action_value")),
         "config": vars(config),
+        "budget": dataclasses.asdict(budget),
     }
 
 
@@ -241,8 +252,8 @@ def train_one(arm: str, task: str, kind: str, seeds: range, out: Path) -> dict:
         "kind": kind,
         "arm": arm,
         "seeds": list(seeds),
-        **found,
         "budget": dataclasses.asdict(BUDGET),
+        **found,
         "dataset": {
             "transitions": data.num_steps,
             "mean_return": float(np.mean(behaviour)),
@@ -270,7 +281,8 @@ def main() -> None:
                 if path.exists():
                     print(f"{path.name}: there already", flush=True)
                     continue
-                seeds = range(arguments.seeds)
+                first = FRESH_SEEDS.get(arm, 0)
+                seeds = range(first, first + arguments.seeds)
                 write(path, train_one(arm, task, kind, seeds, arguments.out))
 
 

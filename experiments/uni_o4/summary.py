@@ -3,8 +3,8 @@
     python -m experiments.uni_o4.summary
 
 Writes `results/summary.json`: the final scores of every arm and phase on every set; all
-sets together, with the differences of Uni-O4 to the other arms, seed by seed; what the
-online phase keeps of its start; and a plot per set.
+sets together, with the differences of ours to the other arms; what the online phase
+keeps of its start; and a plot per set.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from rlx.ops import statistics
 
 Records: TypeAlias = Mapping[str, Mapping[str, Any]]
 """Set -> arm -> record."""
+OURS = ("uni_o4", "short")
+"""Arms whose differences to the others are counted."""
 START = 0.1
 """The part of the online phase in which a collapse is looked for (specification)."""
 
@@ -78,10 +80,11 @@ def columns(records: Records, arm: str, phase: str) -> np.ndarray | None:
 
 
 def together(records: Records) -> dict[str, Any]:
-    """All sets as one: IQM of every arm, and differences to Uni-O4.
+    """All sets as one: IQM of every arm, and differences of ours to the others.
 
-    A difference is the mean over seeds and sets of what Uni-O4 scores more; its
-    interval resamples seeds within each set, both arms together, as they share seeds.
+    A difference is the mean over seeds and sets of what `OURS` score more. Where both
+    arms have the same seeds, its interval resamples them together, within each set;
+    else independently. The behaviour that is compared is the arm's own.
     """
     names = {
         (arm, phase)
@@ -90,23 +93,46 @@ def together(records: Records) -> dict[str, Any]:
         for phase in record["phases"]
     }
     scores: dict[str, Any] = {}
-    differences: dict[str, Any] = {}
-    ours = {phase: columns(records, "uni_o4", phase) for phase in ("offline", "online")}
+    differences: dict[str, Any] = {arm: {} for arm in OURS}
     for arm, phase in sorted(names):
         theirs = columns(records, arm, phase)
         if theirs is None:
             continue
         scores[f"{arm} {phase}"] = interval(theirs, statistics.iqm)
-        mine = ours["online" if phase == "online" else "offline"]
-        if mine is not None and mine.shape == theirs.shape and mine is not theirs:
-            gain = mine - theirs
-            differences[f"{arm} {phase}"] = {
-                **interval(gain, statistics.mean),
-                "per_set": np.round(gain.mean(axis=0), 2).tolist(),
-            }
-    differences.pop("uni_o4 offline", None)
-    differences.pop("uni_o4 online", None)
-    return {"sets": list(records), "scores": scores, "uni_o4_minus": differences}
+        for ours in OURS:
+            mine = columns(records, ours, "online" if phase == "online" else "offline")
+            another = phase == "behaviour" if arm == ours else phase != "behaviour"
+            if mine is not None and another:
+                paired = seeds_of(records, arm) == seeds_of(records, ours)
+                found = paired_gain(mine, theirs) if paired else gain(mine, theirs)
+                each = np.round(mine.mean(axis=0) - theirs.mean(axis=0), 2)
+                found["per_set"] = each.tolist()
+                differences[ours][f"{arm} {phase}"] = found
+    return {"sets": list(records), "scores": scores, "minus": differences}
+
+
+def seeds_of(records: Records, arm: str) -> list[list[int]]:
+    """The seeds of an arm on every set."""
+    return [arms[arm]["seeds"] for arms in records.values()]
+
+
+def paired_gain(mine: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+    """The mean difference `[seeds, sets]` of arms that share their seeds."""
+    return {"paired": True, **interval(mine - theirs, statistics.mean)}
+
+
+def gain(mine: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+    """The difference of the means of arms with seeds of their own."""
+
+    def difference(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        return statistics.mean(one) - statistics.mean(two)
+
+    found = statistics.stratified_bootstrap_interval(
+        jax.random.key(0), (mine, theirs), difference
+    )
+    low, high = (round(float(x), 2) for x in tuple(found)[:2])
+    estimate = round(float(difference(mine, theirs)), 2)
+    return {"paired": False, "estimate": estimate, "low": low, "high": high}
 
 
 def interval(
@@ -185,11 +211,12 @@ def main() -> None:
             f"{row['set']:24} {row['arm']:16} {row['phase']:10} {row['seeds']} seeds  "
             f"{row['iqm']:6.1f} [{row['low']:.1f}, {row['high']:.1f}]"
         )
-    for name, row in content["together"]["uni_o4_minus"].items():
-        print(
-            f"Uni-O4 - {name:26} {row['estimate']:+6.1f} "
-            f"[{row['low']:+.1f}, {row['high']:+.1f}]  {row['per_set']}"
-        )
+    for ours, others in content["together"]["minus"].items():
+        for name, row in others.items():
+            print(
+                f"{ours} - {name:26} {row['estimate']:+6.1f} "
+                f"[{row['low']:+.1f}, {row['high']:+.1f}]  {row['per_set']}"
+            )
     for row in content["online"]:
         print(
             f"{row['set']:24} {row['arm']:12} start {row['start']:6.1f}  least "

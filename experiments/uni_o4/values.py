@@ -46,11 +46,13 @@ def one_setting(
         actor_learning_rate=CONFIG.actor_learning_rate,
         critic_learning_rate=rate,
         tau=tau,
+        normalize_observations=CONFIG.normalize_observations,
         num_minibatches=rounds,
         anneal_steps=BUDGET.foundation_steps,
     )
+    moments = dataset.observation_statistics(data)
     result = train.fit(
-        iql.make(env.spec, config),
+        iql.make(env.spec, config, moments),
         dataset.sample(
             data, env=env, batch_size=BUDGET.batch_size, num_minibatches=rounds
         ),
@@ -58,12 +60,12 @@ def one_setting(
         seeds=seeds,
         settings=train.Settings(evaluations=1, episodes=10),
     )
-    params = sharding.gather(result.state.learner).params
+    learners = sharding.gather(result.state.learner)
     known = data.metadata
     score = dataset.normalized_score(
         result.returns[-1], known.random_return, known.expert_return
     )
-    found = [compared(env, config, data, member(params, i)) for i in range(seeds)]
+    found = [compared(env, config, data, member(learners, i)) for i in range(seeds)]
     return {
         "critic_learning_rate": rate,
         "tau": tau,
@@ -73,7 +75,7 @@ def one_setting(
 
 
 def compared(
-    env: Any, config: iql.Config, data: dataset.Dataset, params: Any
+    env: Any, config: iql.Config, data: dataset.Dataset, learner: Any
 ) -> dict[str, float]:
     """Values of one seed beside the returns, over a fixed part of the data."""
     agent = _offline.make_agent(
@@ -82,10 +84,11 @@ def compared(
     whole = dataset.with_returns_to_go(data, config.gamma).transitions
     chosen = np.random.default_rng(0).choice(data.num_steps, STATES, replace=False)
     rows = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[chosen]), whole)
-    action = agent.from_env(rows.action)
-    both = agent.critics.apply(params["critics"], rows.observation, action)
+    seen = _offline.normalize(learner.stats, rows.observation)
+    params, action = learner.params, agent.from_env(rows.action)
+    both = agent.critics.apply(params["critics"], seen, action)
     worth = np.asarray(jnp.min(both, axis=0))
-    value = np.asarray(agent.value.apply(params["value"], rows.observation))
+    value = np.asarray(agent.value.apply(params["value"], seen))
     returns = np.asarray(rows.extras["return_to_go"])
     left = np.corrcoef(worth - value, returns - value)[0, 1]
     return {

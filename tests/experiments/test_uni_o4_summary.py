@@ -54,7 +54,7 @@ def records(tmp_path, monkeypatch):
 def test_differences_are_paired_by_seed_over_all_sets(records):
     found = summary.together(records)
     assert found["sets"] == ["hopper_medium", "hopper_expert"]
-    gain = found["uni_o4_minus"]
+    gain = found["minus"]["uni_o4"]
     # (30 - 20, 40 - 20) and (95 - 91, 97 - 89).
     assert gain["iql offline"]["per_set"] == [15.0, 6.0]
     assert gain["iql offline"]["estimate"] == 10.5
@@ -68,8 +68,22 @@ def test_differences_are_paired_by_seed_over_all_sets(records):
     assert found["scores"]["iql offline"]["estimate"] == 54.5
 
 
+def test_arms_with_other_seeds_are_compared_without_pairs(records):
+    for where, scores in (("hopper_medium", [33, 43]), ("hopper_expert", [95, 99])):
+        kind = where.removeprefix("hopper_")
+        rows = {"behaviour": [[11, 11]], "offline": [scores], "online": [scores] * 3}
+        made = record("hopper", kind, "short", **rows)
+        records[where]["short"] = {**made, "seeds": [3, 4]}
+    gain = summary.together(records)["minus"]["short"]
+    assert gain["iql offline"]["paired"] is False
+    assert gain["iql offline"]["estimate"] == 67.5 - 55.0
+    assert gain["short behaviour"]["paired"] is True
+    assert gain["short behaviour"]["per_set"] == [27.0, 86.0]
+    assert "uni_o4 behaviour" not in gain
+
+
 def test_ppo_from_scratch_serves_every_set_of_its_task(records):
-    gain = summary.together(records)["uni_o4_minus"]["ppo online"]
+    gain = summary.together(records)["minus"]["uni_o4"]["ppo online"]
     assert gain["per_set"] == [10.0, 54.0]
 
 

@@ -291,4 +291,4 @@ def test_it_swings_the_pendulum_up_from_160_preferences():
     )
     first, last = result.returns
     assert first.mean() < -1000 and last.mean() > -400, result.returns
-    np.testing.assert_array_equal(result.rows[-1]["train"]["asked"], 160)
+    np.testing.assert_array_equal(result.state.learner.stats.labels.asked, 160)
