@@ -28,6 +28,7 @@ class Suite(NamedTuple):
 SUITES: dict[str, Suite] = {
     "": Suite("envs.mujoco", ("mujoco", "gymnasium"), "mujoco gymnasium"),
     "control": Suite("envs.control", ("mujoco",), "mujoco"),
+    "tabletop": Suite("envs.tabletop", ("mujoco",), "mujoco"),
     "probe": Suite("envs.probe"),
     "diffusion": Suite("envs.diffusion.catalogue"),
     "conversation": Suite("envs.conversation.suite"),

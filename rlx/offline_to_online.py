@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
     bases: uni_o4.Foundation
     improvement: train.Result
     chosen: np.ndarray
-    """`int[N]` the member that goes on: best last score in the model."""
+    """`int[N]` the acting member that goes on: best last score in the model."""
     online: train.Result | None
     """PPO's; None without online steps."""
 
@@ -150,7 +150,7 @@ def fit(  # noqa: PLR0913 (the front door: everything is given by name)
         online = dataclasses.replace(online, anneal_steps=steps)
         method = ppo.make(spec, online)
         start = online_start(
-            bases, learner.params["members"], index, data, online, budget.num_envs
+            bases, learner.stats.acting, index, data, online, budget.num_envs
         )
         third = run(
             "online", method, source, num_steps=budget.online_steps, start=start
@@ -161,8 +161,8 @@ def fit(  # noqa: PLR0913 (the front door: everything is given by name)
 def online_config(config: uni_o4.Config, **changes: Any) -> ppo.Config:
     """PPO with the networks of the offline phases, and the authors' small steps.
 
-    Their code has clips of 0.05 and step sizes of 1e-5 to 3e-5. With 0.1 and 1e-4
-    Hopper forgot what it had begun with (`experiments/uni_o4`).
+    Their code has clips of 0.05, step sizes of 1e-5 to 3e-5 for the policy and 2e-4
+    for the value, and observations standardised by the moments of the dataset.
 
     Args:
       config: of the offline phases.
@@ -175,8 +175,10 @@ def online_config(config: uni_o4.Config, **changes: Any) -> ppo.Config:
         "maximum_log_scale": config.maximum_log_scale,
         "state_dependent_scale": True,
         "normalize_observations": config.normalize_observations,
+        "update_observation_moments": False,
         "gamma": config.gamma,
         "learning_rate": 3e-5,
+        "value_learning_rate": 2e-4,
         "clip": 0.05,
     }
     return ppo.Config(**{**fields, **changes})

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import math
 import os
 import pathlib
 import signal
@@ -11,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +20,6 @@ import envs
 import rlx
 from rlx import checkpoint, system, train
 from rlx.cli import (
-    arguments,
     catalogue,
     errors,
     explain,
@@ -670,223 +667,3 @@ def test_doctor(
     assert "PROBLEM  optax is missing: pip install optax" in output
     assert "pip install -U 'jax[cuda13]'" in output
     assert "no MP4 films: pip install 'rlx[video]'" in output
-
-
-# ------------------------------------------------------------------------------- fields
-
-
-@dataclasses.dataclass(frozen=True)
-class Inner:
-    """Nested."""
-
-    sizes: tuple[int, ...] = (64, 64)
-    """Units,
-    over two lines."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Base:
-    """Inherited from."""
-
-    rate: float = 1e-3
-    """Old text."""
-    count: int = 3
-    """How many."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(Base):
-    """All kinds of fields."""
-
-    rate: float = 1e-2
-    """New text (a paper)."""
-    limit: float | None = None
-    """A limit."""
-    kind: Literal["near", "far"] = "near"
-    """A choice."""
-    pair: tuple[int, float] = (1, 2.0)
-    """Two."""
-    flag: bool = False
-    """On or off."""
-    name: str = "x"
-    """A text."""
-    inner: Inner = Inner()
-    """A nest."""
-
-
-def test_fields_are_described_with_their_inheritance() -> None:
-    described = {field.name: field for field in fields.describe(Config)}
-    assert list(described) == [
-        *("rate", "count", "limit", "kind", "pair", "flag", "name", "inner.sizes")
-    ]
-    assert described["rate"][1:] == ("number", "0.01", "New text (a paper).")
-    assert described["limit"][1:3] == ("number or none", "none")
-    assert described["kind"][1:3] == ("'near' or 'far'", "near")
-    assert described["pair"][1:3] == ("integer,number", "1,2.0")
-    assert described["flag"][1:3] == ("true or false", "false")
-    assert described["inner.sizes"][1:] == (
-        *("integers a,b,...", "64,64", "Units, over two lines."),
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "changed"),
-    [
-        ("rate=3e-4", {"rate": 3e-4}),
-        ("rate=inf", {"rate": math.inf}),
-        ("rate=1", {"rate": 1.0}),
-        ("count=1e3", {"count": 1000}),
-        ("count=1_000", {"count": 1000}),
-        ("limit=2", {"limit": 2.0}),
-        ("limit=None", {"limit": None}),
-        ("kind=far", {"kind": "far"}),
-        ("pair=(3, 4)", {"pair": (3, 4.0)}),
-        ("flag=yes", {"flag": True}),
-        ("name=a=b", {"name": "a=b"}),
-        ("name=none", {"name": "none"}),
-        ("inner.sizes=32", {"inner": Inner((32,))}),
-        ("inner.sizes=[8,9,10]", {"inner": Inner((8, 9, 10))}),
-    ],
-)
-def test_values_are_read_as_annotated(text: str, changed: dict[str, Any]) -> None:
-    found = fields.set_values(Config(), [text], "it")
-    assert found == dataclasses.replace(Config(), **changed)
-    for name, value in changed.items():
-        assert type(getattr(found, name)) is type(value)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("count=1.5", "it's count: expected integer, got '1.5'"),
-        ("count=many", "expected integer, got 'many'"),
-        ("limit=x", "expected number or none, got 'x'"),
-        ("kind=fat", "expected 'near' or 'far', got 'fat'; did you mean 'far'"),
-        ("pair=1", "expected integer,number, got '1'"),
-        ("flag=maybe", "expected true or false, got 'maybe'"),
-        ("inner.sizes=1,b", "expected integers a,b,..., got '1,b'"),
-        ("inner.size=1", "it has no field 'size'; did you mean 'sizes'"),
-        ("rate.x=1", "rate has no fields of its own"),
-    ],
-)
-def test_other_values_are_refused(text: str, message: str) -> None:
-    with pytest.raises(errors.UsageError) as caught:
-        fields.set_values(Config(), [text], "it")
-    assert message in str(caught.value)
-
-
-def test_configs_come_back_from_json() -> None:
-    config = Config(limit=math.inf, inner=Inner((1,)), rate=2.0)
-    kept = json.loads(json.dumps(explain.experiment.to_json(config)))
-    kept["rate"] = 2  # as another writer of JSON would have it
-    found = fields.from_json(Config, {**kept, "limit": math.inf}, "here")
-    assert found == config
-    assert type(found.rate) is float
-    with pytest.raises(errors.UsageError, match="fields more differ"):
-        fields.from_json(Config, {**kept, "more": 1}, "here")
-
-
-def test_the_data_takes_what_it_shares_with_the_method(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def source(env: Any, *, rate: float = 9.0, count: int = 9, size: int = 9) -> None:
-        """Shares `rate` and `count` with the method."""
-
-    monkeypatch.setattr(catalogue, "load_source", lambda name: source)
-    found = explain.experiment.source_values("source", Base(), ["count=5"])
-    assert found == {"rate": 1e-3, "count": 5, "size": 9}
-
-
-def test_literals() -> None:
-    texts = ("true", "none", "3", "0.5", "-inf", "(1, 2)", "native", "[1,")
-    expected = (True, None, 3, 0.5, -math.inf, (1, 2), "native", "[1,")
-    assert tuple(map(fields.literal, texts)) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("1000000", 10**6),
-        ("1_000", 1000),
-        ("1e6", 10**6),
-        ("1M", 10**6),
-        ("2.5k", 2500),
-    ],
-)
-def test_steps(text: str, expected: int) -> None:
-    assert arguments.steps(text) == expected
-
-
-def test_seeds() -> None:
-    assert arguments.seeds("3") == (0, 1, 2)
-    assert arguments.seeds("3,") == (3,)
-    assert arguments.seeds("5,1") == (5, 1)
-    for text in ("0", "-1", "1,1", "a", "1,-2", ","):
-        with pytest.raises(arguments.argparse.ArgumentTypeError):
-            arguments.seeds(text)
-
-
-# ----------------------------------------------------------------------------- progress
-
-
-def test_numbers_for_people() -> None:
-    assert [progress.short(x) for x in (0, 950, 1024, 21_340, 999_960, 1e6, 2.5e9)] == [
-        *("0", "950", "1.02k", "21.3k", "1M", "1M", "2.5G")
-    ]
-    assert [progress.duration(x) for x in (0.4, 59.6, 130, 3900, 7200, 97200)] == [
-        *("0 s", "1 min", "2 min 10 s", "1 h 5 min", "2 h", "1 d 3 h")
-    ]
-    assert progress.duration(math.inf) == "?"
-    scores = np.array([1.0, 1500.0, 1700.0, 9000.0])
-    assert progress.spread(scores) == "1600 (1 to 9000)"
-    assert progress.spread(np.array([2.5])) == "2.5"
-    assert progress.spread(np.array([2.0, np.nan])) == "2 (2 to 2), 1 diverged"
-    assert progress.spread(np.array([np.nan])) == "nan"
-
-
-def feed(display: progress.Display) -> None:
-    with display:
-        display.row({"step": 500, "return": [1.0, 3.0], "time": {}})
-        report = {"step": 700, "steps_per_second": 2100.0, "seconds_left": 75.0}
-        display.progress(report)
-        display.row({"step": 1000, "return": [2.0, 4.0]})
-
-
-def test_progress_in_a_file_is_plain_lines(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    feed(progress.Display(["", ""], 1000))
-    quiet = capsys.readouterr().out
-    assert quiet.splitlines() == [
-        "   500 steps   return 2 (1 to 3)",
-        "    1k steps   return 3 (2 to 4)",
-    ]
-    monkeypatch.setattr(progress, "_QUIET_SECONDS", -1.0)
-    feed(progress.Display(["a", "b"], 1000))
-    assert capsys.readouterr().out.splitlines() == [
-        "   500 steps   return 3 at b, the best of 2 settings",
-        "   700 steps   2.1k steps/s   1 min 15 s left",
-        "    1k steps   return 4 at b, the best of 2 settings",
-    ]
-
-
-def test_progress_on_a_terminal_is_a_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True  # type: ignore[method-assign]
-    monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    feed(progress.Display(["", ""], 1000))
-    text = terminal.getvalue()
-    assert "   500 steps   return 2 (1 to 3)\n" in text
-    assert "\x1b[2K" in text  # the live line is wiped and drawn again
-    live = "700 steps   return 2 (1 to 3)   2.1k steps/s   1 min 15 s left"
-    assert live in text
-
-
-def test_argument_texts() -> None:
-    text = (
-        "One.\n\nArgs:\n  a: first,\n    goes on.\n  b: second: x.\n\nReturns:\n  c: d."
-    )
-    assert explain.argument_texts(text) == {"a": "first, goes on.", "b": "second: x."}
-    assert explain.argument_texts("One.") == {}

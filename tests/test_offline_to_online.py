@@ -87,7 +87,7 @@ def test_online_learning_begins_with_the_improved_policy(
     outcome = whole[0]
     learned = jax.tree.map(np.asarray, outcome.improvement.state.learner)
     start = offline_to_online.online_start(
-        outcome.bases, learned.params["members"], outcome.chosen, data, ONLINE, 4
+        outcome.bases, learned.stats.acting, outcome.chosen, data, ONLINE, 4
     )
     params, stats = jax.tree.map(lambda x: x[seed], (start["params"], start["stats"]))
     online = ppo.make(ENV.spec, ONLINE)
@@ -99,7 +99,7 @@ def test_online_learning_begins_with_the_improved_policy(
     theirs = offline.act(one.params, one.stats, observation, (), None)[0]
     # What is handed over is the member's own, to the bit; what two programs make of it,
     # one with a single member and one with all, is rounded as the machine does.
-    member = jax.tree.map(lambda x: x[outcome.chosen[seed]], one.params["members"])
+    member = jax.tree.map(lambda x: x[outcome.chosen[seed]], one.stats.acting)
     *torso, last = sorted(member)
     expected = {
         "policy": member[last],

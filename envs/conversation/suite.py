@@ -26,7 +26,7 @@ from rlx.ops.catalogue import Catalogue
 from rlx.ops.conversation import Pruning
 from rlx.types import Env
 
-_MAKERS = {
+_MAKERS: dict[str, Callable[..., Env]] = {
     "synthetic": simulator.make,
     "synthetic_graph": unicorn.make,
     "file": simulator.make,
@@ -47,7 +47,8 @@ def make(name: str, **options: Any) -> Env:
       name: of the conversation.
       **options: fields of `Options` and `Pruning`. Of synthetic ones also the fields of
         `World`, `seed` of the draw and `dense`; `num_items` is the catalogue's, K_v
-        keeps its default. Of files the arguments of `from_file`; `path` is needed.
+        keeps its default. Of files the arguments of `from_file`; `path` is needed. Of
+        graphs also `graph_sharpness`, the `sharpness` of `unicorn.make`.
 
     Raises:
       TypeError: there is no such option, or no `path` of a file.
@@ -66,7 +67,8 @@ def make(name: str, **options: Any) -> Env:
     drawn = ["seed", "dense", *worlds]
     if name.startswith("file"):
         drawn = list(inspect.signature(from_file).parameters)
-    check(full, options, [*drawn, *rules, *prunings])
+    seen = ["graph_sharpness"] if _MAKERS[name] is unicorn.make else []
+    check(full, options, [*drawn, *rules, *prunings, *seen])
 
     def chosen(known: list[str]) -> dict[str, Any]:
         return {key: value for key, value in options.items() if key in known}
@@ -80,7 +82,10 @@ def make(name: str, **options: Any) -> Env:
         about = synthetic(world, **chosen(["seed", "dense"]))
     pruning = Pruning(**chosen(prunings))
     return _MAKERS[name](
-        about, simulator.Options(**chosen(rules), pruning=pruning), full
+        about,
+        simulator.Options(**chosen(rules), pruning=pruning),
+        full,
+        **{key.removeprefix("graph_"): x for key, x in chosen(seen).items()},
     )
 
 

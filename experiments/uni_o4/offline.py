@@ -1,12 +1,13 @@
-"""Uni-O4 and its baselines on fixed datasets, then Uni-O4 and PPO online.
+"""Uni-O4 and its baselines on fixed datasets, then those that go on online.
 
     python -m experiments.uni_o4.data --tasks hopper --kinds medium
     python -m experiments.uni_o4.offline --tasks hopper --kinds medium --seeds 4
 
 Trains every arm of `ARMS` on every set and writes `results/<task>_<kind>_<arm>.json`
 (returns and normalised scores of every seed at every evaluation, settings, time,
-machine) and a plot per set. All arms take as many gradient steps on the data; nothing
-is tuned per set. With `--summary` it only rewrites the table and the plots.
+machine). All arms take as many gradient steps on the data, and as many environment
+steps online; nothing is tuned per set. `experiments.uni_o4.summary` makes the table and
+the plots.
 """
 
 from __future__ import annotations
@@ -14,24 +15,36 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import envs
-from experiments.records import Curve, describe, origin, time_spent, write
+from experiments.records import describe, origin, time_spent, write
 from experiments.uni_o4.tasks import BUDGET, CONFIG, KINDS, TASKS, file_of
-from rlx import offline_to_online, plot, sharding, train
+from rlx import offline_to_online, sharding, train
 from rlx.data import dataset
+from rlx.data.mixed import mixed
 from rlx.data.rollout import rollout
 from rlx.methods import ppo
 
 RESULTS = Path(__file__).parent / "results"
-BASELINES: dict[str, dict[str, Any]] = {"bc": {}, "iql": {}, "td3_bc": {}, "cql": {}}
-"""Method -> its own fields, for all sets."""
+BASELINES = ("bc", "iql", "td3_bc", "cql", "awac")
+FINE_TUNED = ("iql", "awac")
+"""Baselines that go on online with their own losses."""
+SHARED = (
+    "hidden_sizes",
+    "actor_learning_rate",
+    "critic_learning_rate",
+    "tau",
+    "normalize_observations",
+)
+"""Fields of Uni-O4 that its baselines take over, so that the losses alone differ."""
+ENVIRONMENTS = 16
+"""Stepped together by them, with 2 gradient steps per 16 environment steps."""
 ABLATIONS: dict[str, dict[str, Any]] = {
     "uni_o4": {},
     "one_member": {"num_members": 1},
@@ -39,12 +52,27 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "always_replace": {"gate": "always"},
     "one_step": {"gate": "never"},
     "visited": {"score": "visited"},
+    "moving": {},
     "fast_steps": {},
+    "warm": {},
+    "short": {},
 }
 """Arm -> fields of Uni-O4 that differ."""
-SAME_FOUNDATION = ("always_replace", "one_step", "visited", "fast_steps")
+SHORT = {"short": 200}
+"""Arm -> gradient steps of the offline improvement, where they are not those of all."""
+FRESH_SEEDS = {"short": 3}
+"""Arm -> its first seed: what seeds 0 to 2 of Uni-O4 showed chose its setting."""
+SAME_IMPROVEMENT = ("moving", "fast_steps", "warm")
+"""Arms that differ only online: they take over the first two phases."""
+SAME_FOUNDATION = ("always_replace", "one_step", "visited", *SAME_IMPROVEMENT)
 """Arms that differ from Uni-O4 only after its first phase, which they take over."""
-ONLINE = {"uni_o4": {}, "fast_steps": {"learning_rate": 1e-4, "clip": 0.1}}
+ONLINE: dict[str, dict[str, Any]] = {
+    "uni_o4": {},
+    "moving": {"update_observation_moments": True},
+    "fast_steps": {"learning_rate": 1e-4, "clip": 0.1},
+    "warm": {"policy_warmup_steps": 400},
+    "short": {},
+}
 """Arms that go on online -> fields of PPO that differ."""
 ARMS = (*BASELINES, *ABLATIONS, "ppo")
 SETTINGS = train.Settings(evaluations=20, episodes=10, keep=1)
@@ -73,14 +101,16 @@ def metrics_of(result: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def baseline(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
-    """One of the offline methods."""
+    """One of the offline methods; online too where it goes on."""
     env = envs.make(task)
     module = importlib.import_module(f"rlx.methods.{arm}")
     rounds = CONFIG.num_minibatches
     config = module.Config(
-        hidden_sizes=CONFIG.hidden_sizes, num_minibatches=rounds, **BASELINES[arm]
+        **{name: getattr(CONFIG, name) for name in SHARED if name in fields_of(module)},
+        num_minibatches=rounds,
     )
-    if hasattr(config, "anneal_steps"):
+    anneals = hasattr(config, "anneal_steps")
+    if anneals:
         config = dataclasses.replace(config, anneal_steps=BUDGET.foundation_steps)
     normalizes = getattr(config, "normalize_observations", False)
     moments = dataset.observation_statistics(data) if normalizes else None
@@ -91,27 +121,73 @@ def baseline(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
         ),
         num_steps=BUDGET.foundation_steps // rounds,
         seeds=seeds,
-        save_to=out,
+        save_to=out / "offline",
         resume=True,
         on_row=lambda row: show(arm, row),
         settings=SETTINGS,
     )
-    return {"phases": {"offline": curve_of(result, data)}, "config": vars(config)}
+    found = {"offline": curve_of(result, data)}
+    if arm in FINE_TUNED:
+        changes = {"num_minibatches": 2, **({"anneal_steps": 0} if anneals else {})}
+        method = module.make(env.spec, dataclasses.replace(config, **changes), moments)
+        online = fine_tune(arm, method, data, result, seeds, out / "online", env)
+        found["online"] = curve_of(online, data)
+    return {"phases": found, "config": vars(config)}
+
+
+def fields_of(module: Any) -> set[str]:
+    """The names of a method's fields."""
+    return {field.name for field in dataclasses.fields(module.Config)}
+
+
+def fine_tune(
+    arm: str, method: Any, data: Any, offline: Any, seeds: range, out: Path, env: Any
+) -> train.Result:
+    """The same losses online, half of each minibatch from the dataset (RLPD)."""
+    source = mixed(
+        env,
+        data,
+        num_envs=ENVIRONMENTS,
+        batch_size=BUDGET.batch_size,
+        num_minibatches=method.num_minibatches,
+        capacity=BUDGET.online_steps,
+    )
+    learned = sharding.gather(offline.state.learner)
+    start = {"params": learned.params, "stats": learned.stats}
+    return train.fit(
+        method,
+        source,
+        num_steps=BUDGET.online_steps,
+        seeds=seeds,
+        save_to=out,
+        resume=True,
+        start={name: tree for name, tree in start.items() if jax.tree.leaves(tree)},
+        on_row=lambda row: show(f"{arm} online", row),
+        settings=SETTINGS,
+    )
 
 
 def phases(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
     """Uni-O4 and its ablations; online too where the arm goes on."""
     config = dataclasses.replace(CONFIG, **ABLATIONS[arm])
-    shared = out.with_name(out.name.removesuffix(arm) + "uni_o4") / "foundation"
-    if arm in SAME_FOUNDATION and shared.exists() and not out.exists():
-        shutil.copytree(shared, out / "foundation")
-    steps = BUDGET.online_steps if arm in ONLINE else 0
+    shared = out.with_name(out.name.removesuffix(arm) + "uni_o4")
+    for phase, arms in (
+        ("foundation", SAME_FOUNDATION),
+        ("improvement", SAME_IMPROVEMENT),
+    ):
+        if arm in arms and (shared / phase).exists() and not (out / phase).exists():
+            shutil.copytree(shared / phase, out / phase)
+    budget = dataclasses.replace(
+        BUDGET,
+        improvement_steps=SHORT.get(arm, BUDGET.improvement_steps),
+        online_steps=BUDGET.online_steps if arm in ONLINE else 0,
+    )
     outcome = offline_to_online.fit(
         data,
         envs.make(task),
         config=config,
         online=offline_to_online.online_config(config, **ONLINE.get(arm, {})),
-        budget=dataclasses.replace(BUDGET, online_steps=steps),
+        budget=budget,
         is_terminal=TASKS[task],
         seeds=seeds,
         save_to=out,
@@ -130,6 +206,7 @@ def phases(arm: str, task: str, data: Any, seeds: range, out: Path) -> dict:
         "gate": metrics_of(outcome.improvement, gate),
         "foundation": metrics_of(outcome.foundation, ("model_error", "action_value")),
         "config": vars(config),
+        "budget": dataclasses.asdict(budget),
     }
 
 
@@ -175,8 +252,8 @@ def train_one(arm: str, task: str, kind: str, seeds: range, out: Path) -> dict:
         "kind": kind,
         "arm": arm,
         "seeds": list(seeds),
-        **found,
         "budget": dataclasses.asdict(BUDGET),
+        **found,
         "dataset": {
             "transitions": data.num_steps,
             "mean_return": float(np.mean(behaviour)),
@@ -187,41 +264,6 @@ def train_one(arm: str, task: str, kind: str, seeds: range, out: Path) -> dict:
     }
 
 
-def summarize() -> None:
-    """A table of final scores, and a plot of the online phase per set."""
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    found = [record for record in found if "phases" in record]
-    curves: dict[str, dict[str, Curve]] = {}
-    rows = []
-    for record in found:
-        where = f"{record['task']}_{record['kind']}"
-        for phase, curve in record["phases"].items():
-            rows.append(
-                {
-                    "set": where,
-                    "arm": record["arm"],
-                    "phase": phase,
-                    "seeds": len(record["seeds"]),
-                    **curve["final_score"],
-                }
-            )
-            if phase == "online":
-                curves.setdefault(where, {})[record["arm"]] = Curve(
-                    np.array(curve["steps"]), np.array(curve["returns"])
-                )
-    for row in rows:
-        print(
-            f"{row['set']:24} {row['arm']:16} {row['phase']:10} {row['seeds']} seeds  "
-            f"{row['iqm']:6.1f} [{row['low']:.1f}, {row['high']:.1f}]"
-        )
-    write(
-        RESULTS / "summary.json",
-        {"rows": rows, **origin("uni_o4.offline", ["--summary"])},
-    )
-    for where, by_arm in curves.items():
-        plot.curve(by_arm, RESULTS / f"{where}_online.png")
-
-
 def main() -> None:
     """Runs what the command line asks for; records that are there are kept."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -230,20 +272,18 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", type=int, default=4, help="how many")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments/uni_o4"))
-    parser.add_argument("--summary", action="store_true", help="no training")
     arguments = parser.parse_args()
-    if not arguments.summary:
-        sharding.use_cpu_cores()
-        for task in arguments.tasks:
-            for kind in arguments.kinds:
-                for arm in arguments.arms:
-                    path = RESULTS / f"{task}_{kind}_{arm}.json"
-                    if path.exists():
-                        print(f"{path.name}: there already", flush=True)
-                        continue
-                    seeds = range(arguments.seeds)
-                    write(path, train_one(arm, task, kind, seeds, arguments.out))
-    summarize()
+    sharding.use_cpu_cores()
+    for task in arguments.tasks:
+        for kind in arguments.kinds:
+            for arm in arguments.arms:
+                path = RESULTS / f"{task}_{kind}_{arm}.json"
+                if path.exists():
+                    print(f"{path.name}: there already", flush=True)
+                    continue
+                first = FRESH_SEEDS.get(arm, 0)
+                seeds = range(first, first + arguments.seeds)
+                write(path, train_one(arm, task, kind, seeds, arguments.out))
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def _update_stats(
         reward_stats, reward = normalization.scale_rewards(
             reward_stats, batch.reward, batch.discount, batch.truncated, config.gamma
         )
-    if config.normalize_observations:
+    if config.normalize_observations and config.update_observation_moments:
         observation_stats = normalization.update(observation_stats, batch.observation)
     return Stats(observation_stats, reward_stats), reward
 

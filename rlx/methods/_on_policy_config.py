@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import optax
 
-from rlx.types import Array
+from rlx.types import Array, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,11 @@ class OnPolicyConfig:
     """Adam's step size (Schulman et al. 2017, table 3)."""
     adam_epsilon: float = 1e-5
     """Adam's epsilon (OpenAI baselines)."""
+    value_learning_rate: float | None = None
+    """Adam's step size for the value function; None: `learning_rate`."""
+    policy_warmup_steps: int = 0
+    """Gradient steps before the policy's first, in which the value function alone
+    learns: for a policy that comes from elsewhere."""
     max_gradient_norm: float = 0.5
     """Global norm to which gradients are clipped (OpenAI baselines)."""
     anneal_steps: int = 0
@@ -40,6 +46,9 @@ class OnPolicyConfig:
     """Weight of the entropy bonus (OpenAI baselines for MuJoCo)."""
     normalize_observations: bool = True
     """Standardises observations by running moments, clipped at 10."""
+    update_observation_moments: bool = True
+    """Those moments follow the stream; off: they stay as the run begins with them, for
+    a policy that comes from elsewhere, which other moments would change."""
     normalize_rewards: bool = True
     """Divides rewards by the running deviation of the discounted return."""
     normalize_advantages: str = "batch"
@@ -69,16 +78,37 @@ class OnPolicyConfig:
 def make_optimizer(config: OnPolicyConfig) -> optax.GradientTransformation:
     """Adam behind a clip of the gradient's global norm, with the linear schedule."""
 
-    def learning_rate(count: Array) -> Array:
-        if not (config.anneal_steps and config.anneal_learning_rate):
-            return jnp.asarray(config.learning_rate)
-        left = 1.0 - jnp.minimum(count / config.anneal_steps, 1.0)
-        return config.learning_rate * left
+    def schedule(rate: float | Array, warmup: int = 0) -> optax.Schedule:
+        def learning_rate(count: Array) -> Array:
+            left: float | Array = 1.0
+            if config.anneal_steps and config.anneal_learning_rate:
+                left = 1.0 - jnp.minimum(count / config.anneal_steps, 1.0)
+            if warmup:
+                left = jnp.where(count < warmup, 0.0, left)
+            return jnp.asarray(rate * left)
 
-    return optax.chain(
-        optax.clip_by_global_norm(config.max_gradient_norm),
-        optax.adam(learning_rate, eps=config.adam_epsilon),
-    )
+        return learning_rate
+
+    def adam(*arguments: Any) -> optax.GradientTransformation:
+        return optax.adam(schedule(*arguments), eps=config.adam_epsilon)
+
+    rate, value_rate = config.learning_rate, config.value_learning_rate
+    if value_rate is None and not config.policy_warmup_steps:
+        step = adam(rate)
+    else:
+        step = optax.partition(
+            {
+                "policy": adam(rate, config.policy_warmup_steps),
+                "value": adam(rate if value_rate is None else value_rate),
+            },
+            _parts,
+        )
+    return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), step)
+
+
+def _parts(params: Params) -> dict[str, str]:
+    """Which optimiser each entry of an actor-critic's parameters has."""
+    return {name: "value" if name.startswith("value") else "policy" for name in params}
 
 
 def check(config: OnPolicyConfig) -> None:
@@ -91,12 +121,22 @@ def check(config: OnPolicyConfig) -> None:
     for name in ("num_epochs", "num_minibatches"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    split = config.value_learning_rate is not None or config.policy_warmup_steps > 0
+    if split and (config.shared_torso or config.recurrent_size):
+        raise ValueError(
+            "value_learning_rate and policy_warmup_steps need a value function of its "
+            "own: leave shared_torso and recurrent_size off"
+        )
+    warmup = config.policy_warmup_steps
+    if warmup < 0:
+        raise ValueError(f"policy_warmup_steps must not be negative, got {warmup}")
     ranges = {"gamma": (0.0, 1.0), "lambda_": (0.0, 1.0)}
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         if isinstance(value, int | float) and not low <= value <= high:
             raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
-    for name in ("learning_rate", "max_gradient_norm", "adam_epsilon"):
+    positive = ("learning_rate", "value_learning_rate", "max_gradient_norm")
+    for name in (*positive, "adam_epsilon"):
         value = getattr(config, name)
         if isinstance(value, int | float) and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")

@@ -233,6 +233,8 @@ class Networks(NamedTuple):
     """The behaviour policies, stacked."""
     models: Network
     """The dynamics ensemble, stacked."""
+    each_model: Callable[[Params, Array, Array], tuple[Array, Array]]
+    """Of inputs that every model has for itself, `[K, ..., D]` and `[K, ..., A]`."""
     policies: Callable[[Params, PyTree], DiagonalGaussian]
     """`(members' params, observation [..., D]) -> [n, ..., A]`."""
     policy: Callable[[Params, PyTree], DiagonalGaussian]
@@ -254,6 +256,7 @@ def networks(spec: EnvSpec, config: Config) -> Networks:
         )
     agent = _off_policy.make_agent(spec, config)
     members = ensemble(agent.actor, config.num_members)
+    model = gaussian_dynamics(spec, config.model_hidden_sizes)
 
     def gaussian(outputs: tuple[Array, Array]) -> DiagonalGaussian:
         mean, log_scale = outputs
@@ -263,9 +266,8 @@ def networks(spec: EnvSpec, config: Config) -> Networks:
     return Networks(
         agent=agent,
         members=members,
-        models=ensemble(
-            gaussian_dynamics(spec, config.model_hidden_sizes), config.num_models
-        ),
+        models=ensemble(model, config.num_models),
+        each_model=jax.vmap(model.apply),
         policies=lambda params, x: gaussian(members.apply(params, x)),
         policy=lambda params, x: gaussian(agent.actor.apply(params, x)),
     )

@@ -45,8 +45,11 @@ class ImprovementStats:
     """Its own members are those of the start: the cloned policies."""
     best: Array
     """`[n]` largest accepted score, which "running" must beat; −∞ at first."""
+    acting: Params
+    """The members that act: the accepted ones, `target_params` once more; where the
+    gate is "never", those under way."""
     score: Array
-    """`[n]` last score of each member."""
+    """`[n]` last score of each of them."""
 
     @property
     def observation(self) -> PyTree:
@@ -65,7 +68,8 @@ def improvement(
     A batch holds `gate_steps` minibatches of observations `[gate_steps, B, D]`; of the
     rest of a `Transition` nothing is used. `params` are the members under way,
     `target_params` the accepted ones, which bind them; a rejected member is not reset.
-    It acts by the member with the best last score.
+    It acts by the accepted member with the best last score, never by a rejected one;
+    with the gate "never" by the best of those under way.
 
     Args:
       spec: the environment's.
@@ -89,7 +93,8 @@ def improvement(
     def init_stats(num_envs: int) -> ImprovementStats:
         del num_envs
         nothing = jnp.full((number,), -jnp.inf, jnp.float32)
-        return ImprovementStats(jax.tree.map(jnp.asarray, fixed), nothing, nothing)
+        base = jax.tree.map(jnp.asarray, fixed)
+        return ImprovementStats(base, nothing, base.members, nothing)
 
     def prepare(
         learner: LearnerState, batch: Transition
@@ -134,9 +139,11 @@ def improvement(
         )
         return learner, {**metrics, **more}
 
+    act = _uni_o4.make_act(nets, _best_scoring, lambda stats: stats.observation)
+
     return Method(
         init=init,
-        act=_uni_o4.make_act(nets, _best_scoring, lambda stats: stats.observation),
+        act=lambda params, stats, *rest: act({"members": stats.acting}, stats, *rest),
         loss_fn=loss_fn,
         optimizer=optimizer,
         prepare=prepare,
@@ -267,9 +274,16 @@ def _pass_gate(
         learner.target_params,
     )
     score, rest = _sound(candidate.score), _sound(incumbent.score)
+    acting, shown = accepted["members"], jnp.where(verdict.accept, score, rest)
+    if config.gate == "never":
+        acting, shown = learner.params["members"], score
     learner = learner.replace(
         target_params=accepted,
-        stats=learner.stats.replace(best=verdict.best, score=score),
+        stats=learner.stats.replace(
+            best=verdict.best,
+            acting=acting,
+            score=shown,
+        ),
     )
     metrics = {
         "score": _mean_of_finite(score),

@@ -234,6 +234,10 @@ def _check(config: Config) -> None:
         )
     if config.target_kl is not None:
         raise ValueError("TRPO bounds the KL by max_kl: leave target_kl at None")
+    if config.policy_warmup_steps:
+        raise ValueError(
+            "TRPO's policy takes natural steps: leave policy_warmup_steps 0"
+        )
     if config.normalize_advantages == "minibatch":
         raise ValueError('normalize_advantages must be "batch" or "none" for TRPO')
     for name in ("solver_iterations", "line_search_trials"):

@@ -10,9 +10,10 @@ Lei, He, Lu, Hu, Gao and Xu 2024, https://arxiv.org/abs/2311.03351, in three pha
 3. `hand_over`: the parameters with which `rlx.methods.ppo` goes on online.
 
 Differences from the authors' code: members are updated simultaneously; the mean of a
-policy is not squashed by a tanh, so that it is PPO's network to the bit; models see
-the same minibatches and differ by their first parameters; models predict standardised
-observations, held inside the range of the data.
+policy is not squashed by a tanh, so that it is PPO's network to the bit; each model
+learns from a part of every minibatch that no other model sees, in place of a bootstrap
+sample of its own; models predict standardised observations, held inside the range of
+the data.
 
 Special cases that hold exactly: without diversity every member is behaviour cloning
 from another start; the surrogate is PPO's, and where a member equals the policy that
@@ -21,6 +22,7 @@ binds it, its gradient is that of −mean(A log π).
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -117,7 +119,7 @@ def make(
             weight=config.diversity_weight,
             diversity=config.diversity,
         )
-        models, error = _model_loss(nets, config, params["models"], batch)
+        models, error = _training_loss(nets, config, params["models"], batch)
         # A member's mean, then the sum over members: each learns as if alone.
         total = values + models + jnp.sum(_uni_o4.mean_each(cloning))
         metrics = {
@@ -152,28 +154,44 @@ def make(
     )
 
 
-def _predict(
-    nets: _uni_o4.Networks, models: Params, batch: Transition
-) -> tuple[Array, Array, Array]:
-    """Means and log-variances `[K, ..., D + 1]`, and what happened `[..., D + 1]`."""
-    action = nets.agent.from_env(batch.action)
-    mean, log_variance = nets.models.apply(models, batch.observation, action)
-    change = batch.next_observation - batch.observation
-    target = jnp.concatenate([change, batch.reward[..., None]], axis=-1)
-    return mean, log_variance, target
-
-
-def _model_loss(
+def _training_loss(
     nets: _uni_o4.Networks, config: Config, models: Params, batch: Transition
 ) -> tuple[Array, Array]:
-    """Summed over models: likelihood and spread of the bounds; squared errors `[K]`."""
-    mean, log_variance, target = _predict(nets, models, batch)
-    likelihood = jnp.sum(_uni_o4.mean_each(dynamics_loss(mean, log_variance, target)))
+    """Summed over models: likelihood and spread of the bounds; squared errors `[K]`.
+
+    Each model learns from a K-th of the minibatch; what is left over teaches none.
+    """
+    flat = jax.tree.map(
+        lambda x: x.reshape(-1, x.shape[-1]),
+        (batch.observation, nets.agent.from_env(batch.action), _outcome(batch)),
+    )
+    share = flat[0].shape[0] // config.num_models
+    if not share:
+        raise ValueError(
+            f"{config.num_models} models share a minibatch of {flat[0].shape[0]} "
+            "transitions: make batch_size larger"
+        )
+    used = share * config.num_models
+    observation, action, target = jax.tree.map(
+        lambda x: x[:used].reshape(config.num_models, share, x.shape[-1]), flat
+    )
+    mean, log_variance = nets.each_model(models, observation, action)
+    one = jax.vmap(lambda m, v, y: dynamics_loss(m[None], v[None], y)[0])
+    likelihood = jnp.sum(_uni_o4.mean_each(one(mean, log_variance, target)))
     spread = jnp.sum(models["maximum"] - models["minimum"])
-    # Rollouts ask a model for the observation alone.
-    residual = (mean - jnp.broadcast_to(target, mean.shape))[..., :-1]
-    error = _uni_o4.mean_each(jnp.square(residual))
-    return likelihood + config.bound_weight * spread, error
+    return likelihood + config.bound_weight * spread, _error(mean, target)
+
+
+def _outcome(batch: Transition) -> Array:
+    """What models predict, `[..., D + 1]`: change of the observation, reward."""
+    change = batch.next_observation - batch.observation
+    return jnp.concatenate([change, batch.reward[..., None]], axis=-1)
+
+
+def _error(mean: Array, target: Array) -> Array:
+    """Squared errors of models, `[K]`; rollouts ask one for the observation alone."""
+    residual = (mean - target)[..., :-1]
+    return _uni_o4.mean_each(jnp.square(residual))
 
 
 def _surest(policies: distributions.DiagonalGaussian) -> Array:
@@ -202,8 +220,10 @@ def foundation(
         observation=_offline.normalize(learner.stats, holdout.observation),
         next_observation=_offline.normalize(learner.stats, holdout.next_observation),
     )
-    _, error = _model_loss(nets, config, params["models"], seen)
-    elites = jnp.argsort(error)[: config.num_elites]
+    action = nets.agent.from_env(seen.action)
+    mean, _ = nets.models.apply(params["models"], seen.observation, action)
+    happened = jnp.broadcast_to(_outcome(seen), mean.shape)
+    elites = jnp.argsort(_error(mean, happened))[: config.num_elites]
     flat = seen.observation.reshape(-1, seen.observation.shape[-1])
     low, high = jnp.min(flat, axis=0), jnp.max(flat, axis=0)
     room = MARGIN * (high - low)

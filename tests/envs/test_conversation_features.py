@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import envs
 from envs import conversation
 from envs.conversation import unicorn as unicorn_env
 from rlx.methods import unicorn
@@ -57,3 +58,14 @@ def test_sharp_features_and_the_same_edges(dense: bool) -> None:
         q = shares @ has[:, int(attribute)]
         bits = -q * np.log2(q) - (1 - q) * np.log2(1 - q) if 0 < q < 1 else 0.0
         np.testing.assert_allclose(row, [0, q, bits], rtol=1e-4, atol=1e-5)
+
+
+def test_sharpness_is_an_option_of_graphs_by_name() -> None:
+    few = {"num_users": 3, "num_items": 70, "num_attributes": 24, "seed": 0}
+    name = "conversation/synthetic_graph"
+    made = (envs.make(name, **few), envs.make(name, **few, graph_sharpness=SHARPNESS))
+    plain, sharp = (env.reset(jax.random.key(1))[1] for env in made)
+    np.testing.assert_array_equal(plain.items, sharp.items)
+    assert not np.array_equal(plain.action_features, sharp.action_features)
+    with pytest.raises(TypeError, match="graph_sharpness"):
+        envs.make("conversation/synthetic", **few, graph_sharpness=SHARPNESS)

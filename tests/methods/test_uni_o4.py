@@ -248,14 +248,21 @@ def test_the_sum_has_the_gradients_of_separate_losses():
             return sum(jnp.mean(losses[i]) for i in range(2))
 
         def models(part):
+            # Each model learns from a third of the minibatch that is its own.
+            share = here.shape[0] // 3
+            thirds = jax.tree.map(
+                lambda x: x[: 3 * share].reshape(3, share, *x.shape[1:]), batch
+            )
             total = 0.0
             for k in range(3):
-                one = member(part, k)
+                own, one = member(thirds, k), member(part, k)
                 mean, log_variance = nets.models.apply(
-                    jax.tree.map(lambda x: x[None], one), here, action
+                    jax.tree.map(lambda x: x[None], one),
+                    own.observation,
+                    agent.from_env(own.action),
                 )
-                change = batch.next_observation - here
-                happened = jnp.concatenate([change, batch.reward[:, None]], axis=-1)
+                change = own.next_observation - own.observation
+                happened = jnp.concatenate([change, own.reward[:, None]], axis=-1)
                 error = (mean[0] - happened) ** 2 * jnp.exp(-log_variance[0])
                 total += jnp.mean(error + log_variance[0])
                 total += 0.01 * (one["maximum"].sum() - one["minimum"].sum())
@@ -338,3 +345,14 @@ def test_linear_models_recover_a_linear_system_and_its_noise():
     _, log_variance = nets.models.apply(models, data.observation, data.action)
     deviation = np.exp(0.5 * np.asarray(log_variance)[..., :2].mean(axis=1))
     np.testing.assert_allclose(deviation, 0.05, rtol=0.15)
+
+
+def test_models_that_get_no_transition_of_a_minibatch_are_refused():
+    config = config_of(num_models=9, num_elites=2)
+    method = uni_o4.make(SPEC, config)
+    params = jax.eval_shape(method.init, jax.random.key(0))
+    batch = jax.tree.map(lambda x: x[:8], offline.batch())
+    with pytest.raises(ValueError, match="9 models share a minibatch of 8"):
+        jax.eval_shape(
+            lambda p: method.loss_fn(p, p, (), batch, jax.random.key(2)), params
+        )

@@ -146,13 +146,22 @@ def test_the_chain_of_behaviour_policies(gate):
             )
             assert taken != kept  # the new member, or what bound it before
             accepted += taken
-            if gate == "running":
-                beaten = new.stats.score[i] > old.stats.best[i]
-                assert taken is bool(beaten) or not np.isfinite(old.stats.best[i])
+            if gate == "running" and taken:
+                assert new.stats.score[i] > old.stats.best[i]
         np.testing.assert_allclose(found["accepted"], accepted / 2)
         assert np.all(new.stats.best >= old.stats.best)
+        # What acts is what was accepted, by the best score among that.
+        chex.assert_trees_all_equal(new.stats.acting, new.target_params["members"])
         # What phase 1 found stays as it is.
         chex.assert_trees_all_equal(new.stats.foundation, old.stats.foundation)
+
+
+def test_without_a_gate_the_candidates_act():
+    *_, method, state = begun(gate="never")
+    states, _ = rounds(method, state, 2)
+    new = states[-1]
+    chex.assert_trees_all_equal(new.stats.acting, new.params["members"])
+    chex.assert_trees_all_equal(new.target_params, state.target_params)
 
 
 def test_each_gate_judges_by_its_own_rule():
