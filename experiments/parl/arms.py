@@ -51,12 +51,14 @@ class Plan:
     """Batches."""
     temperature: float
     """Of PEBBLE and SURF."""
-    semi: Mapping[str, Any]
-    """Of SURF, its crop among them."""
+    crop: int
+    """Of SURF."""
     oracle: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Of SAC on the true reward."""
     bilevel: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Of A-PARL with the implicit term."""
+    semi: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """More of SURF's."""
     asking: float = 1.0
     """Sessions are spread evenly over this part of a run."""
     candidates: int = 10
@@ -117,8 +119,8 @@ def off_policy(
     own["pretraining_batches"] = plan.pretraining
     length = plan.length
     if arm == "surf":
-        own |= plan.semi
-        length += 2 * plan.semi["crop"]
+        own |= {"crop": plan.crop, **plan.semi}
+        length += 2 * plan.crop
     fields = {**plan.off_policy, **plan.labelled(**own)}
 
     def make(hyper: Mapping[str, jax.Array]) -> Method:

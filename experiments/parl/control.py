@@ -56,7 +56,7 @@ PLAN = arms.Plan(
     off_policy_batches=1_500,
     pretraining=100,
     temperature=0.1,
-    semi={"crop": 3},
+    crop=3,
     oracle={"temperature": 0.2, "reward_scale": 0.1},
     # As it was measured, before `noise.py` said what else to do.
     bilevel={"crossed": False, "centred": False, "unlabelled_pairs": 0},
