@@ -52,6 +52,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "always_replace": {"gate": "always"},
     "one_step": {"gate": "never"},
     "visited": {"score": "visited"},
+    "near": {"horizon": 10},
     "moving": {},
     "fast_steps": {},
     "warm": {},
@@ -64,7 +65,10 @@ FRESH_SEEDS = {"short": 3}
 """Arm -> its first seed: what seeds 0 to 2 of Uni-O4 showed chose its setting."""
 SAME_IMPROVEMENT = ("moving", "fast_steps", "warm")
 """Arms that differ only online: they take over the first two phases."""
-SAME_FOUNDATION = ("always_replace", "one_step", "visited", *SAME_IMPROVEMENT)
+SAME_FOUNDATION = (
+    *("always_replace", "one_step", "visited", "near"),
+    *SAME_IMPROVEMENT,
+)
 """Arms that differ from Uni-O4 only after its first phase, which they take over."""
 ONLINE: dict[str, dict[str, Any]] = {
     "uni_o4": {},
@@ -72,6 +76,7 @@ ONLINE: dict[str, dict[str, Any]] = {
     "fast_steps": {"learning_rate": 1e-4, "clip": 0.1},
     "warm": {"policy_warmup_steps": 400},
     "short": {},
+    "near": {},
 }
 """Arms that go on online -> fields of PPO that differ."""
 ARMS = (*BASELINES, *ABLATIONS, "ppo")

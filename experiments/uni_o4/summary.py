@@ -24,7 +24,7 @@ from rlx.ops import statistics
 
 Records: TypeAlias = Mapping[str, Mapping[str, Any]]
 """Set -> arm -> record."""
-OURS = ("uni_o4", "short")
+OURS = ("uni_o4", "short", "near")
 """Arms whose differences to the others are counted."""
 START = 0.1
 """The part of the online phase in which a collapse is looked for (specification)."""
