@@ -26,6 +26,11 @@ Records: TypeAlias = Mapping[str, Mapping[str, Any]]
 """Set -> arm -> record."""
 OURS = ("uni_o4", "short", "near")
 """Arms whose differences to the others are counted."""
+PLOTS = {
+    "online": ("short", "uni_o4", "iql", "awac", "ppo"),
+    "hand_over": ("uni_o4", "warm", "fast_steps", "moving"),
+}
+"""Plot of a set -> the arms in it."""
 START = 0.1
 """The part of the online phase in which a collapse is looked for (specification)."""
 
@@ -180,18 +185,19 @@ def kept(records: Records) -> list[dict[str, Any]]:
 
 
 def draw(records: Records) -> None:
-    """The online phases of a set in one plot."""
+    """The online phases of a set: methods in one plot, hand-overs in another."""
     for where, arms in records.items():
-        curves = {
-            arm: Curve(
-                np.array(record["phases"]["online"]["steps"]),
-                np.array(record["phases"]["online"]["returns"]),
-            )
-            for arm, record in arms.items()
-            if "online" in record["phases"]
-        }
-        if curves:
-            plot.curve(curves, RESULTS / f"{where}_online.png")
+        for name, drawn in PLOTS.items():
+            curves = {
+                arm: Curve(
+                    np.array(arms[arm]["phases"]["online"]["steps"]),
+                    np.array(arms[arm]["phases"]["online"]["returns"]),
+                )
+                for arm in drawn
+                if arm in arms and "online" in arms[arm]["phases"]
+            }
+            if len(curves) > 1:
+                plot.curve(curves, RESULTS / f"{where}_{name}.png")
 
 
 def main() -> None:
