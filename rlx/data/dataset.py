@@ -63,16 +63,25 @@ def dataset(
       DatasetError: no path, or the data are refused.
       ValueError: a size is not positive.
     """
-    if not path:
-        raise DatasetError("which dataset? give the source a path: path=hopper.h5")
     return sample(
-        load(path, spec=env.spec),
+        load_for(env, path),
         env=env,
         batch_size=batch_size,
         num_minibatches=num_minibatches,
         n_step=n_step,
         gamma=gamma,
     )
+
+
+def load_for(env: Env, path: str) -> Dataset:
+    """The dataset in a file, checked against the environment.
+
+    Raises:
+      DatasetError: no path, or the data are refused.
+    """
+    if not path:
+        raise DatasetError("which dataset? give the source a path: path=hopper.h5")
+    return load(path, spec=env.spec)
 
 
 def sample(

@@ -19,8 +19,9 @@ from rlx.types import DataSource, Env, Key, Metrics, Policy, Transition
 
 def mixed(  # noqa: PLR0913 (the front door: everything is given by name)
     env: Env,
-    data: Dataset,
+    data: Dataset | None = None,
     *,
+    path: str = "",
     share: float = 0.5,
     num_envs: int = 1,
     length: int = 1,
@@ -40,7 +41,8 @@ def mixed(  # noqa: PLR0913 (the front door: everything is given by name)
 
     Args:
       env: one environment; it is vmapped here.
-      data: must fit the environment.
+      data: must fit the environment; None: that of `path`.
+      path: a file that `rlx.data.dataset.load` reads, where no data are given.
       share: of the dataset in each minibatch, in [0, 1].
       num_envs: environments stepped together.
       length: steps per environment and batch.
@@ -52,12 +54,15 @@ def mixed(  # noqa: PLR0913 (the front door: everything is given by name)
 
     Raises:
       ValueError: the share is outside [0, 1], or as `rlx.data.replay.replay`.
-      DatasetError: the data do not fit the environment.
+      DatasetError: neither data nor a path, or data that do not fit the environment.
     """
     replay_lib.require_positive(batch_size=batch_size, num_minibatches=num_minibatches)
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share must lie in [0, 1], got {share}")
-    datasets.require(data, "the dataset", env.spec)
+    if data is None:
+        data = datasets.load_for(env, path)
+    else:
+        datasets.require(data, "the dataset", env.spec)
     collector = replay_lib.make_collector(
         env, num_envs=num_envs, length=length, capacity=capacity, warmup=warmup
     )

@@ -127,3 +127,14 @@ def test_an_impossible_share_is_refused(share):
 def test_data_of_another_shape_are_refused():
     with pytest.raises(DatasetError, match="observations"):
         mixed(counter(), recorded(width=3))
+
+
+def test_the_dataset_may_be_a_file(tmp_path):
+    path = dataset.save(recorded(), tmp_path / "counter.h5")
+    options = {"num_envs": 2, "batch_size": 6}
+    fitting.assert_same(
+        batches(mixed(counter(), path=str(path), **options)),
+        batches(mixed(counter(), recorded(), **options)),
+    )
+    with pytest.raises(DatasetError, match="which dataset"):
+        mixed(counter())
