@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -135,37 +135,63 @@ def off_policy(
     return make, source, plan.sessions(plan.off_policy_batches - plan.pretraining)
 
 
-def train(plan: Plan, arm: str, env: Env, seeds: int | Sequence[int]) -> dict[str, Any]:
-    """Trains one arm with all budgets and seeds; returns `[points, budgets, seeds]`."""
+class Fitted(NamedTuple):
+    """An arm after training."""
+
+    method: Method | Maker
+    hyper: Hyper | None
+    """What a `Maker` was given, for all settings together; None for a method."""
+    result: Any
+    """What `rlx.train.fit` returned."""
+
+
+def fit(
+    plan: Plan,
+    arm: str,
+    env: Env,
+    seeds: int | Sequence[int],
+    evaluation_env: Env | None = None,
+) -> Fitted:
+    """Trains one arm with all budgets and seeds."""
     from rlx import train
 
     build, batches = on_policy, plan.on_policy_batches
     if arm in OFF_POLICY:
         build, batches = off_policy, plan.off_policy_batches
     method, source, hyper = build(plan, arm, env)
-    began = time.perf_counter()
-    result = train.fit(
-        method,
-        source,
-        num_steps=batches * source.steps_per_batch,
-        seeds=seeds,
-        hyper=hyper,
-        settings=train.Settings(evaluations=plan.evaluations, episodes=plan.episodes),
+    settings = train.Settings(
+        evaluations=plan.evaluations,
+        episodes=plan.episodes,
+        evaluation_env=evaluation_env,
     )
-    shape = (len(plan.budgets) if hyper else 1, -1)
-    last = {
-        name: np.reshape(values, shape)
-        for name, values in result.rows[-1]["train"].items()
-        if name in KEPT
+    steps = batches * source.steps_per_batch
+    result = train.fit(
+        method, source, num_steps=steps, seeds=seeds, hyper=hyper, settings=settings
+    )
+    return Fitted(method, hyper, result)
+
+
+def kept(result: Any, shape: tuple[int, ...] = (-1,)) -> dict[str, Any]:
+    """What a record keeps of a fit's last session, as lists of a shape."""
+    last = result.rows[-1]["train"]
+    return {
+        name: np.round(np.reshape(last[name], shape), 4).tolist()
+        for name in KEPT
+        if name in last
     }
+
+
+def train(plan: Plan, arm: str, env: Env, seeds: int | Sequence[int]) -> dict[str, Any]:
+    """Trains one arm with all budgets and seeds; returns `[points, budgets, seeds]`."""
+    began = time.perf_counter()
+    _, hyper, result = fit(plan, arm, env, seeds)
+    shape = (len(plan.budgets) if hyper else 1, -1)
     returns = result.returns.reshape(len(result.steps), *shape)
     return {
         "steps": result.steps.tolist(),
         "returns": np.round(returns, 2).tolist(),
         "labels": _asked(result).reshape(shape).tolist() if hyper else None,
-        "metrics": {
-            name: np.round(last[name], 4).tolist() for name in KEPT if name in last
-        },
+        "metrics": kept(result, shape),
         "wall_seconds": round(time.perf_counter() - began, 1),
     }
 

@@ -116,24 +116,12 @@ def plan_of(task: str, plan: arms.Plan) -> arms.Plan:
 def train_arm(plan: arms.Plan, task: str, arm: str, seeds: list[int]) -> dict[str, Any]:
     """Trains one arm; success `[points][seeds]` on the way, returns at the end."""
     from envs import tabletop
-    from rlx import evaluate, learner, train
+    from rlx import evaluate, learner
 
-    env, plan = tabletop.make(task), plan_of(task, plan)
-    off = arm in arms.OFF_POLICY
-    method, source, hyper = (arms.off_policy if off else arms.on_policy)(plan, arm, env)
-    batches = plan.off_policy_batches if off else plan.on_policy_batches
+    env = tabletop.make(task)
     began = time.perf_counter()
-    result = train.fit(
-        method,
-        source,
-        num_steps=batches * source.steps_per_batch,
-        seeds=seeds,
-        hyper=hyper,
-        settings=train.Settings(
-            evaluations=plan.evaluations,
-            episodes=plan.episodes,
-            evaluation_env=first_success(env),
-        ),
+    method, hyper, result = arms.fit(
+        plan_of(task, plan), arm, env, seeds, first_success(env)
     )
     if hyper:
         method = method({name: jnp.asarray(value[0]) for name, value in hyper.items()})
@@ -148,16 +136,13 @@ def train_arm(plan: arms.Plan, task: str, arm: str, seeds: list[int]) -> dict[st
 
     keys = jnp.stack([jax.random.fold_in(jax.random.key(7), seed) for seed in seeds])
     returns, solved = jax.jit(jax.vmap(judge))(result.state.learner, keys)
-    last = result.rows[-1]["train"]
     return {
         "seeds": seeds,
         "steps": result.steps.tolist(),
         "success": np.round(result.returns, 4).tolist(),
         "final_success": np.asarray(solved, float).round(4).tolist(),
         "final_return": np.asarray(returns, float).round(1).tolist(),
-        "metrics": {
-            name: np.round(last[name], 4).tolist() for name in arms.KEPT if name in last
-        },
+        "metrics": arms.kept(result),
         "wall_seconds": round(time.perf_counter() - began, 1),
     }
 
