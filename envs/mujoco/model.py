@@ -41,8 +41,11 @@ def _assets() -> pathlib.Path:
 
 def _find(file: str) -> pathlib.Path:
     path = pathlib.Path(file)
-    if not path.is_absolute():
-        path = _assets() / file
+    if path.is_absolute():
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no model file {file!r}.")
+        return path
+    path = _assets() / file
     if not path.is_file():
         raise FileNotFoundError(
             f"The installed gymnasium has no model {file!r}; update it: {_HINT}."
@@ -60,7 +63,7 @@ def load(file: str) -> Any:
 
     Raises:
       ImportError: mujoco or gymnasium is missing.
-      FileNotFoundError: gymnasium lacks this file.
+      FileNotFoundError: gymnasium lacks this file, or nothing is at this path.
     """
     mujoco = import_mujoco()
     log = mujoco.MjLogConfig.get()

@@ -383,3 +383,8 @@ def test_models_equal_dm_control_s(robot, monkeypatch):
             library.mj_step(m, data, skip)
     np.testing.assert_allclose(pair[0][1].qpos, pair[1][1].qpos, atol=1e-9)
     assert models.WALKER.height == 1.3
+
+
+def test_a_missing_model_file_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match="no model file '/nowhere/robot.xml'"):
+        model.load("/nowhere/robot.xml")
